@@ -1,0 +1,174 @@
+"""Every message of every link, as msgspec structs. `PROTOCOL.md` tells the order they come in and what each is for.
+
+On the wire a message is a JSON object whose field `t` is its tag, with raw buffers beside it (see `framing.pack`).
+Numeric fields carry their unit in the name; money is decimal text in US dollars. Fields that a newer side adds have
+defaults, and unknown fields are ignored, so minor versions mix.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from .errors import ErrorCode, error
+from .framing import Buffer
+from .messages_control import (
+    CostLine,
+    CostReport,
+    Done,
+    FindSession,
+    GetCost,
+    GetLogs,
+    GetStatus,
+    Hello,
+    Interrupt,
+    Logs,
+    SessionFound,
+    SessionRow,
+    Shutdown,
+    Status,
+    StopSession,
+    Welcome,
+    WorkerRow,
+)
+from .messages_events import (
+    CallEnded,
+    CellDone,
+    CellStarted,
+    ContainerEnded,
+    ContainerStarted,
+    IOPub,
+    NamesNeeded,
+    Notice,
+    Phase,
+    Queued,
+    StdinRequest,
+)
+from .messages_parts import (
+    ContainerInfo,
+    ContainerUsage,
+    EngineInfo,
+    FileChange,
+    GpuShown,
+    GpuUsage,
+    Inventory,
+    MirrorSpec,
+    NameGroup,
+    PhaseTime,
+    RemoteName,
+    ValuePart,
+)
+from .messages_runner import ExecutorEnded, RunnerCredit, RunnerHello, RunnerPing, RunnerPong, RunnerReady, RunnerStart
+from .messages_session import (
+    Ack,
+    CellAccepted,
+    CellRefused,
+    CommMessage,
+    NamesData,
+    Numbered,
+    RunCell,
+    SessionInfo,
+    SessionStream,
+    SideReply,
+    SideRequest,
+    StdinReply,
+    UsageReport,
+)
+from .messages_worker import (
+    ContainerReady,
+    ContainerReport,
+    ContainerStream,
+    Heartbeat,
+    Joined,
+    JoinWorker,
+    StartContainer,
+    StopContainer,
+)
+
+Event = (
+    Phase
+    | Queued
+    | ContainerStarted
+    | ContainerReady
+    | CellStarted
+    | IOPub
+    | StdinRequest
+    | NamesNeeded
+    | Notice
+    | CellDone
+    | CallEnded
+    | ContainerEnded
+    | ExecutorEnded
+)
+
+Message = (
+    Event
+    | Done
+    | Hello
+    | Welcome
+    | Interrupt
+    | StopSession
+    | GetStatus
+    | Status
+    | GetLogs
+    | Logs
+    | GetCost
+    | CostReport
+    | FindSession
+    | SessionFound
+    | Shutdown
+    | SessionStream
+    | SessionInfo
+    | RunCell
+    | CellAccepted
+    | CellRefused
+    | NamesData
+    | StdinReply
+    | CommMessage
+    | SideRequest
+    | SideReply
+    | Ack
+    | UsageReport
+    | Numbered
+    | JoinWorker
+    | Joined
+    | StartContainer
+    | StopContainer
+    | ContainerStream
+    | Heartbeat
+    | RunnerHello
+    | RunnerStart
+    | RunnerReady
+    | RunnerPing
+    | RunnerPong
+    | RunnerCredit
+)
+
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
+
+
+def encode(message: Message) -> bytes:
+    """A message's head: JSON with its tag in `t`."""
+    return _encoder.encode(message)
+
+
+def decode(head: Buffer) -> Message:
+    """The message of a head. Raises RequestError (BAD_MESSAGE) naming the field that is wrong."""
+    try:
+        return _decoder.decode(head)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as why:
+        raise error(ErrorCode.BAD_MESSAGE, f"a message of the wrong shape: {why}", next="see PROTOCOL.md") from None
+
+
+__all__ = [
+    "Ack", "CallEnded", "CellAccepted", "CellDone", "CellRefused", "CellStarted", "CommMessage", "ContainerEnded",
+    "ContainerInfo", "ContainerReady", "ContainerReport", "ContainerStarted", "ContainerStream", "ContainerUsage",
+    "CostLine", "CostReport", "Done", "EngineInfo", "Event", "ExecutorEnded", "FileChange", "FindSession",
+    "GetCost", "GetLogs", "GetStatus", "GpuShown", "GpuUsage", "Heartbeat", "Hello", "IOPub", "Interrupt",
+    "Inventory", "JoinWorker", "Joined", "Logs", "Message", "MirrorSpec", "NameGroup", "NamesData", "NamesNeeded",
+    "Notice", "Numbered", "Phase", "PhaseTime", "Queued", "RemoteName", "RunCell", "RunnerCredit", "RunnerHello",
+    "RunnerPing", "RunnerPong", "RunnerReady", "RunnerStart", "SessionFound", "SessionInfo", "SessionRow",
+    "SessionStream", "Shutdown", "SideReply", "SideRequest", "StartContainer", "Status", "StdinReply",
+    "StdinRequest", "StopContainer", "StopSession", "UsageReport", "ValuePart", "Welcome", "WorkerRow", "decode",
+    "encode",
+]  # fmt: skip

@@ -1,0 +1,5 @@
+"""`python -m cellburst`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,174 @@
+"""Values over 1 MiB: a file in the gateway's blob folder when it is on this machine, an HTTP stream otherwise."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import mmap
+import os
+import secrets
+import ssl
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from blake3 import blake3
+
+from cellburst_protocol.errors import ErrorCode, error
+from cellburst_protocol.framing import Buffer
+from cellburst_protocol.messages import Welcome
+
+from .endpoint import Endpoint
+
+CHUNK_BYTES = 8 * 1024 * 1024
+READ_BYTES = 1024 * 1024
+HTTP_TIMEOUT_SECONDS = 60.0
+
+
+class BlobClient:
+    """Puts and gets blobs. Synchronous and thread-safe; big transfers belong into a thread, never onto a link's loop."""
+
+    def __init__(self, endpoint: Endpoint, welcome: Welcome) -> None:
+        self._endpoint = endpoint
+        self._folder = _shared_folder(welcome)
+
+    @property
+    def shared(self) -> bool:
+        """Whether the gateway's blob folder is used directly."""
+        return self._folder is not None
+
+    def has(self, hash: str) -> bool:
+        """Whether the gateway has the blob (of this workspace)."""
+        if self._folder is not None:
+            return (self._folder / hash[:2] / hash).exists()
+        with self._request("HEAD", hash) as response:
+            return response.status == 200
+
+    def put(self, hash: str, view: Buffer) -> None:
+        """Store bytes under their BLAKE3 hash; nothing happens if it is there. Raises DISK_FULL or another error."""
+        if self.has(hash):
+            return
+        data = memoryview(view).cast("B")
+        if self._folder is None:
+            with self._request("PUT", hash, data) as response:
+                _expect(response, 200, 201, 204)
+            return
+        (self._folder / "tmp").mkdir(exist_ok=True)
+        (self._folder / hash[:2]).mkdir(exist_ok=True)
+        part = self._folder / "tmp" / secrets.token_hex(16)
+        try:
+            with open(part, "xb", buffering=0) as file:
+                for start in range(0, len(data), CHUNK_BYTES):
+                    _write_all(file.fileno(), data[start : start + CHUNK_BYTES])
+            part.rename(self._folder / hash[:2] / hash)
+        except OSError as why:
+            part.unlink(missing_ok=True)
+            raise error(
+                ErrorCode.DISK_FULL if why.errno in (28, 122) else ErrorCode.STORE,
+                f"a value of {len(data):,} bytes could not be stored in {self._folder}: {why.strerror}",
+                next="free some space and run the cell again; nothing was lost",
+            ) from None
+
+    def discard(self, hash: str) -> None:
+        """The blob was a result, and it was read: its file goes, so that its disk and memory can be used again.
+
+        One that a container uses too (another link to the file) stays, and so does everything on another machine: the
+        gateway removes what was long not used.
+        """
+        if self._folder is None:
+            return
+        path = self._folder / hash[:2] / hash
+        with contextlib.suppress(OSError):
+            if path.stat().st_nlink == 1:
+                path.unlink()
+
+    def get(self, hash: str, size_bytes: int) -> memoryview:
+        """The blob's bytes in fresh, writable memory, checked against the hash. Raises NOT_FOUND or INTEGRITY."""
+        # A mapping is zeros already: a bytearray of this size would be filled with them first.
+        view = memoryview(mmap.mmap(-1, size_bytes) if size_bytes else bytearray())
+        with self._open(hash) as file:
+            found, position = _read_and_hash(file.readinto, view)
+            more = file.read(1)
+        if position != size_bytes or more or found != hash:
+            raise error(
+                ErrorCode.INTEGRITY, f"blob {hash[:12]}… is damaged: it was not used", next="run the cell again"
+            )
+        return view
+
+    @contextlib.contextmanager
+    def _open(self, hash: str) -> Iterator[http.client.HTTPResponse]:
+        if self._folder is None:
+            with self._request("GET", hash) as response:
+                _expect(response, 200)
+                yield response
+            return
+        try:
+            file = open(self._folder / hash[:2] / hash, "rb", buffering=0)  # noqa: SIM115  # closed by the with below
+        except FileNotFoundError:
+            raise _not_found(hash) from None
+        with file:
+            yield file  # type: ignore[misc]  # readinto and read are all that is used of either
+
+    @contextlib.contextmanager
+    def _request(self, verb: str, hash: str, body: memoryview | None = None) -> Iterator[http.client.HTTPResponse]:
+        parts = urlsplit(self._endpoint.url)
+        connection: http.client.HTTPConnection
+        if parts.scheme == "https":
+            connection = http.client.HTTPSConnection(
+                parts.netloc, timeout=HTTP_TIMEOUT_SECONDS, context=ssl.create_default_context()
+            )
+        else:
+            connection = http.client.HTTPConnection(parts.netloc, timeout=HTTP_TIMEOUT_SECONDS)
+        try:
+            headers = {"Authorization": f"Bearer {self._endpoint.token}"}
+            if body is not None:
+                headers["Content-Length"] = str(len(body))
+            connection.request(verb, f"/blobs/{hash}", body=body, headers=headers)
+            yield connection.getresponse()
+        except OSError as why:
+            raise error(ErrorCode.GATEWAY_DOWN, f"the gateway did not take or give a blob: {why}") from None
+        finally:
+            connection.close()
+
+
+def _shared_folder(welcome: Welcome) -> Path | None:
+    """The blob folder, if the proof file can be read here and holds the proof."""
+    if not welcome.blob_folder or not welcome.blob_proof:
+        return None
+    try:
+        proof = Path(welcome.blob_proof_path).read_text()
+    except OSError:
+        return None
+    folder = Path(welcome.blob_folder)
+    return folder if proof == welcome.blob_proof and os.access(folder, os.W_OK) else None
+
+
+def _read_and_hash(readinto: Callable[[memoryview], int | None], view: memoryview) -> tuple[str, int]:
+    """Fill `view`; the hash and how much was read. Each piece is hashed while it is still in the processor's cache: another
+    thread for it, or a second pass on all cores, took as long (both wait for memory)."""
+    hasher, position = blake3(), 0
+    while position < len(view):
+        count = readinto(view[position : position + READ_BYTES])
+        if not count:
+            break
+        hasher.update(view[position : position + count])
+        position += count
+    return hasher.hexdigest(), position
+
+
+def _write_all(fd: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def _not_found(hash: str) -> Exception:
+    return error(ErrorCode.NOT_FOUND, f"blob {hash[:12]}… is not there (any more)", next="run the cell again")
+
+
+def _expect(response: http.client.HTTPResponse, *statuses: int) -> None:
+    if response.status in statuses:
+        return
+    if response.status == 404:
+        raise _not_found("")
+    code = ErrorCode.DISK_FULL if response.status == 507 else ErrorCode.STORE
+    raise error(code, f"the gateway answered a blob with HTTP status {response.status}", next="see its log")
