@@ -1,0 +1,399 @@
+"""One container of this worker, from StartContainer to the last acknowledged event.
+
+    run():  start (prepare, listen, engine, hello, ready) -> live until something ends it -> end (kill, drain, remove)
+            -> ContainerEnded -> kept until the gateway has everything
+
+Whatever ends it, one path cleans up. The link to the gateway may come and go meanwhile: `attach` serves one stream, and
+the spool bridges the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo, error
+from cellburst_protocol.framing import FramingError
+from cellburst_protocol.messages import (
+    ContainerEnded,
+    ContainerReady,
+    ContainerReport,
+    ContainerUsage,
+    GpuUsage,
+    Interrupt,
+    Notice,
+    Phase,
+    PhaseTime,
+    RunnerHello,
+    RunnerReady,
+    RunnerStart,
+    StartContainer,
+)
+from cellburst_protocol.peer import LinkClosed, Stream, StreamEnded
+from cellburst_protocol.states import CONTAINER_TRANSITIONS, ContainerState, EndReason, advance
+
+from . import endings
+from .calls import Call, Calls
+from .endings import Ending
+from .inbound import Inbound
+from .leases import Lease
+from .outbound import Outbound
+from .runner_link import SILENT_PINGS, RunnerLink
+from .site import Prepared, Running, Site
+from .spool import Spool
+from .usage import CpuMeter
+
+OUTPUT_LIMIT_BYTES = 32 * 1024 * 1024  # a cell's output in full; then its tail
+MATPLOTLIB_BACKEND = "module://matplotlib_inline.backend_inline"
+
+log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+class WorkerContainer:
+    """One container. The worker makes it when it has granted the lease, and runs `run` as a task."""
+
+    def __init__(self, request: StartContainer, lease: Lease, site: Site, release: Callable[[], object]) -> None:
+        self.id, self.request, self.lease, self._site = request.container, request, lease, site
+        self._release = release
+        self.state = ContainerState.PLACED
+        self.spool = Spool(site.spool_folder / self.id)
+        self._calls = Calls()
+        self._outbound = Outbound(self.id, site, self.spool, self._calls, self._on_started)
+        self._link = RunnerLink(
+            self.id, self._outbound.received, on_connect=self._outbound.connected, ping_seconds=site.limits.ping_seconds
+        )
+        self._outbound.link = self._link
+        self._inbound = Inbound(self.id, site, self._calls, self._outbound, self._link, self._on_ack)
+        self._stop: asyncio.Future[tuple[EndReason, float]] = asyncio.get_running_loop().create_future()
+        self._wanted = True  # a gateway will take the events
+        self._settled = asyncio.Event()  # ended, and the gateway has every event
+        self._prepared: Prepared | None = None
+        self._running: Running | None = None
+        self._phases: list[PhaseTime] = []
+        self._cpu = CpuMeter()
+        self._peak_bytes: int | None = None
+        self._limit_timer: asyncio.TimerHandle | None = None
+        self._unwatched_since = site.clock.monotonic()  # ended, and no gateway took the events since then
+
+    # -- what the worker calls -------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """The container's whole life. Returns when nothing of it is left here."""
+        ways = [asyncio.create_task(self._outbound.run()), asyncio.create_task(self._inbound_when_ready())]
+        for way in ways:
+            way.add_done_callback(self._way_ended)
+        await self._end(await self._live())
+        for way in ways:
+            await _cancelled(way)
+        await self._settled.wait()
+        self.spool.remove()
+
+    async def attach(self, stream: Stream, recorded_sequence: int) -> None:
+        """Serve one stream until it is gone; the gateway has recorded everything up to `recorded_sequence`."""
+        self._on_ack(recorded_sequence)
+        self._outbound.stream = stream
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._outbound.feed.run(stream, recorded_sequence))
+                group.create_task(self._inbound.serve(stream))
+                group.create_task(self._half_close(stream))
+        except* (LinkClosed, StreamEnded):
+            pass
+        except* (CellburstError, FramingError) as why:
+            log.warning(
+                "a container's stream was given up", extra={"container": self.id, "why": str(why.exceptions[0])}
+            )
+        finally:
+            if self._outbound.stream is stream:
+                self._outbound.stream = None
+            self._unwatched_since = self._site.clock.monotonic()
+
+    def stop(self, reason: EndReason, grace_seconds: float = 0.0) -> None:
+        """End it for this reason. The first reason stands."""
+        if not self._stop.done():
+            self._stop.set_result((reason, grace_seconds))
+
+    def disown(self) -> None:
+        """Nobody will take the events any more: forget them as soon as the container has ended."""
+        self._wanted = False
+        self._settle()
+
+    def interrupt(self, message: Interrupt) -> None:
+        """Pass an interrupt to the runner, or keep the call from reaching it."""
+        call = self._calls.get(message.call)
+        if not message.call or (call is not None and call.relayed):
+            self._link.post(Interrupt(call=message.call or self._calls.running, level=message.level))
+        elif call is not None:
+            self._outbound.refuse(call)
+        else:
+            self._calls.cancel_early(message.call)
+
+    def has_call(self, call: str) -> bool:
+        """Whether the call was given to this container."""
+        return self._calls.knows(call)
+
+    def tick(self) -> None:
+        """Once a second: a full disk is tried again, credit is given, an ended container nobody asks for is forgotten."""
+        if self.spool.disk_error:
+            self.spool.flush()
+        self._outbound.grant()
+        self._enforce_limits()
+        unwatched = self._site.clock.monotonic() - self._unwatched_since
+        if (
+            self.state is ContainerState.ENDED
+            and self._outbound.stream is None
+            and unwatched > self._site.limits.keep_seconds
+        ):
+            self.disown()
+
+    def report(self) -> ContainerReport:
+        """What a joining worker says about it."""
+        return ContainerReport(
+            container=self.id, lease=self.lease.id, epoch=self.lease.epoch, state=self.state,
+            uptime_seconds=self.uptime_seconds, running_call=self._calls.running, last_sequence=self.spool.last_sequence,
+        )  # fmt: skip
+
+    @property
+    def uptime_seconds(self) -> float:
+        """Seconds since the lease began, on the worker's monotonic clock."""
+        return self._site.clock.monotonic() - self.lease.since_seconds
+
+    async def usage(self, gpus: dict[str, GpuUsage]) -> ContainerUsage:
+        """Usage now; `gpus` are the machine's figures by UUID."""
+        usage = await self._running.container.usage() if self._running else None
+        now = self._site.clock.monotonic()
+        memory = usage.memory_bytes if usage else None
+        self._peak_bytes = max(self._peak_bytes or 0, memory or 0) or None
+        return ContainerUsage(
+            container=self.id,
+            uptime_seconds=self.uptime_seconds,
+            cpu_cores=self._cpu.cores(usage.cpu_seconds if usage else None, now),
+            memory_bytes=memory,
+            memory_limit_bytes=usage.memory_limit_bytes if usage else None,
+            gpus=[gpus[uuid] for uuid in self.lease.gpus if uuid in gpus],
+        )
+
+    # -- start -----------------------------------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        self._become(ContainerState.STARTING)
+        prepared = await self._phase("image", self._prepare())
+        running, hello = await self._phase("boot", self._boot(prepared))
+        ready = await self._phase("enter", self._enter(running))
+        self._become(ContainerState.READY)
+        log.info(
+            "container is ready", extra={"container": self.id, "engine": running.engine.name, "pid": ready.executor_pid}
+        )
+        self._emit_ready(running, hello)
+
+    async def _prepare(self) -> Prepared:
+        self._prepared = prepared = await self._site.runtime.prepare(self.request)
+        self._outbound.folder = prepared.folder
+        await self._link.listen(prepared.socket_path)
+        return prepared
+
+    async def _boot(self, prepared: Prepared) -> tuple[Running, RunnerHello]:
+        self._running = running = await prepared.start()
+        self._outbound.layer = running.layer
+        hello = await self._or_exit(
+            running, self._link.hello, self._site.limits.hello_seconds, "its runner said nothing"
+        )
+        self._link.start_pings()
+        return running, hello
+
+    async def _enter(self, running: Running) -> RunnerReady:
+        start = RunnerStart(
+            environment=dict(running.environment), links=dict(running.links), folder=running.working_folder,
+            python=list(running.python), output_limit_bytes=OUTPUT_LIMIT_BYTES, matplotlib_backend=MATPLOTLIB_BACKEND,
+        )  # fmt: skip
+        await self._link.send(start)
+        return await self._or_exit(
+            running, self._outbound.ready, self._site.limits.ready_seconds, "its executor did not start"
+        )
+
+    async def _or_exit(self, running: Running, future: asyncio.Future[_T], seconds: float, what: str) -> _T:
+        exited = asyncio.create_task(running.container.wait())
+        try:
+            either: set[asyncio.Future[Any]] = {future, exited}
+            await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if future.done():
+                return future.result()
+            if exited.done():
+                await self._drain()
+                why = self._outbound.last_executor_text.strip() or endings.exit_text(exited.result())
+                raise error(ErrorCode.START_FAILED, f"the container ended while it started: {why}")
+            raise error(ErrorCode.START_FAILED, f"the container started but {what} within {seconds:g} s")
+        finally:
+            exited.cancel()
+
+    async def _phase(self, name: Any, work: Coroutine[Any, Any, _T]) -> _T:
+        began = self._site.clock.monotonic()
+        self._outbound.emit(Phase(name=name), self.request.prepare_call)
+        result = await work
+        seconds = self._site.clock.monotonic() - began
+        self._phases.append(PhaseTime(name=name, seconds=seconds))
+        self._outbound.emit(Phase(name=name, seconds=seconds), self.request.prepare_call)
+        return result
+
+    def _emit_ready(self, running: Running, hello: RunnerHello) -> None:
+        event = ContainerReady(
+            engine=running.engine, network=running.network, phases=self._phases,
+            notes=[*dict.fromkeys([*running.notes, *running.container.notes])], python_version=hello.python_version,
+        )  # fmt: skip
+        self._outbound.emit(event, self.request.prepare_call)
+
+    def _way_ended(self, way: asyncio.Task[None]) -> None:
+        if not way.cancelled() and way.exception() is not None:
+            log.error("a container's relay failed", exc_info=way.exception(), extra={"container": self.id})
+            self.stop(EndReason.CONTAINER_LOST)
+
+    async def _inbound_when_ready(self) -> None:
+        await asyncio.shield(self._outbound.ready)
+        await self._inbound.run()
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    async def _live(self) -> Ending:
+        starting = asyncio.create_task(self._start())
+        if not await self._first(starting, self._stop):
+            await _cancelled(starting)
+            return Ending(self._stop.result()[0])
+        if (failure := starting.exception()) is not None:
+            return endings.of_start(_start_error(failure, self.id))
+        assert self._running is not None
+        exited = asyncio.create_task(self._running.container.wait())
+        silent = asyncio.create_task(self._link.silent.wait())
+        try:
+            causes: set[asyncio.Future[Any]] = {exited, silent, self._stop}
+            await asyncio.wait(causes, return_when=asyncio.FIRST_COMPLETED)
+            if self._stop.done():
+                reason, grace_seconds = self._stop.result()
+                await self._let_finish(grace_seconds, exited)
+                return Ending(reason)
+            if exited.done():
+                resources = self.request.resources
+                pids = self._running.container.spec.pids
+                return endings.of_exit(exited.result(), resources.memory_mib, self._peak_bytes, pids)
+            return endings.of_silence(SILENT_PINGS * self._site.limits.ping_seconds)
+        finally:
+            for task in (exited, silent):
+                await _cancelled(task)
+
+    async def _first(self, task: asyncio.Task[None], other: asyncio.Future[Any]) -> bool:
+        both: set[asyncio.Future[Any]] = {task, other}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        return task.done()
+
+    async def _let_finish(self, grace_seconds: float, exited: asyncio.Task[Any]) -> None:
+        """Interrupt what runs and wait for its end, at most the grace."""
+        call = self._calls.running
+        if not call or grace_seconds <= 0:
+            return
+        self._link.post(Interrupt(call=call, level=1))
+        deadline = self._site.clock.monotonic() + grace_seconds
+        while self._calls.get(call) and not exited.done() and self._site.clock.monotonic() < deadline:
+            await asyncio.wait({exited}, timeout=0.02)
+
+    # -- end -------------------------------------------------------------------------------------------------------
+
+    async def _end(self, ending: Ending) -> None:
+        if self.state is not ContainerState.PLACED:
+            self._become(ContainerState.STOPPING)
+        if self._limit_timer is not None:
+            self._limit_timer.cancel()
+        if self._running is not None:
+            await self._guarded("kill", self._running.container.kill())
+            await self._drain()
+        await self._link.close()
+        await self._inbound.close()
+        await self._outbound.close()
+        if self._running is not None:
+            await self._guarded("remove", self._running.container.remove())
+        elif self._prepared is not None:
+            await self._guarded("remove", self._prepared.remove())
+        self._release()
+        self._become(ContainerState.ENDED)
+        self._unwatched_since = self._site.clock.monotonic()
+        log.info("container ended", extra={"container": self.id, "reason": ending.reason.value})
+        self._outbound.emit(ContainerEnded(container=self.id, reason=ending.reason, error=ending.error))
+        self._settle()
+
+    async def _drain(self) -> None:
+        """Read what the runner had written before it was gone."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._site.limits.drain_seconds):
+                await self._link.disconnected.wait()
+                await self._outbound.idle.wait()
+
+    async def _guarded(self, what: str, work: Awaitable[object]) -> None:
+        # An end that fails half-way must still release the lease and tell the gateway; garbage collection does the rest.
+        try:
+            await work
+        except Exception:
+            log.exception("a container could not be cleaned up", extra={"container": self.id, "step": what})
+
+    def _become(self, state: ContainerState) -> None:
+        self.state = advance(CONTAINER_TRANSITIONS, self.state, state, f"container {self.id}")
+
+    def _on_ack(self, sequence: int) -> None:
+        self.spool.ack(sequence)
+        self._outbound.grant()
+        self._settle()
+
+    def _settle(self) -> None:
+        if self.state is ContainerState.ENDED and not (self._wanted and self.spool.waiting):
+            self._settled.set()
+
+    async def _half_close(self, stream: Stream) -> None:
+        await self._settled.wait()
+        stream.end()
+        raise StreamEnded
+
+    # -- time limits -----------------------------------------------------------------------------------------------
+
+    def _on_started(self, call: Call) -> None:
+        self._arm_limit()
+        # The executor has read what was shown to it: its disk and memory are free again.
+        if self._outbound.folder is not None:
+            for shown in (self._outbound.folder / "var" / "in").iterdir():
+                shown.unlink(missing_ok=True)
+
+    def _arm_limit(self) -> None:
+        due = self._calls.next_due_seconds()
+        if self._limit_timer is not None:
+            self._limit_timer.cancel()
+            self._limit_timer = None
+        if due is not None:
+            delay = max(0.0, due - self._site.clock.monotonic())
+            self._limit_timer = asyncio.get_running_loop().call_later(delay, self._enforce_limits)
+
+    def _enforce_limits(self) -> None:
+        for call, level in self._calls.due(self._site.clock.monotonic()):
+            self._link.post(Interrupt(call=call, level=level))
+            if level == 1:
+                found = self._calls.get(call)
+                seconds = found.limit.timeout_seconds if found else None
+                self._outbound.emit(
+                    Notice(text=f"timeout={seconds:g}s is reached: the cell is interrupted", level="warning"), call
+                )
+        self._arm_limit()
+
+
+def _start_error(failure: BaseException, container: str) -> ErrorInfo:
+    if isinstance(failure, CellburstError):
+        return failure.info
+    log.error("a start failed", exc_info=failure, extra={"container": container})
+    return ErrorInfo(
+        code=ErrorCode.START_FAILED,
+        message=f"the container could not be started: {failure}",
+        next="see the worker's log",
+    )
+
+
+async def _cancelled(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,291 @@
+"""From the runner to the gateway: events are checked, numbered and spooled; values get their true hashes and a seal.
+
+A message that needs no work is passed on with the head the runner gave it, in the same turn of the event loop. One that
+needs a thread (values in files, a list of files) waits in a queue with all that come after it, so that order holds. The
+runner gets credit back for what was spooled, as long as the spool is not full.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from cellburst_protocol import mac
+from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo
+from cellburst_protocol.framing import Buffer, FramingError
+from cellburst_protocol.messages import (
+    CellDone,
+    CellStarted,
+    ExecutorEnded,
+    FileChange,
+    IOPub,
+    Message,
+    NamesNeeded,
+    Notice,
+    RemoteName,
+    RunnerCredit,
+    RunnerReady,
+    SideReply,
+    StdinRequest,
+    encode,
+)
+from cellburst_protocol.peer import Stream
+from cellburst_protocol.runner_wire import Incoming
+from cellburst_protocol.states import EndReason
+
+from .calls import Call, Calls
+from .feed import Feed
+from .runner_link import MAX_UNPROCESSED_BYTES, RunnerLink
+from .site import Layer, Site
+from .spool import Spool
+from .values import Taken, is_small, take, take_blob
+
+PASSED = IOPub | Notice | StdinRequest | NamesNeeded | CellStarted
+GRANT_BYTES = 256 * 1024  # a sixteenth of the runner's credit: few grants, and it never runs dry
+
+log = logging.getLogger(__name__)
+
+
+class Outbound:
+    """One container's way out. `began(call)` is called when user code starts, `ready` is set at the first RunnerReady."""
+
+    def __init__(
+        self, container: str, site: Site, spool: Spool, calls: Calls, on_started: Callable[[Call], None]
+    ) -> None:
+        self._container, self._site, self._spool, self._calls = container, site, spool, calls
+        self._on_started = on_started
+        self.link: RunnerLink | None = None
+        self.folder: Path | None = None
+        self.layer: Layer | None = None
+        self.stream: Stream | None = None
+        self.feed = Feed(spool)
+        self.last_executor_text = ""
+        self.side_keys: dict[str, str] = {}
+        self.ready: asyncio.Future[RunnerReady] = asyncio.get_running_loop().create_future()
+        self.idle = asyncio.Event()  # nothing waits and nothing is being worked on
+        self.idle.set()
+        self._queue: deque[Incoming] = deque()
+        self._arrived = asyncio.Event()
+        self._waiting_bytes = 0
+        self._owed_bytes = 0
+        self._side_tasks: set[asyncio.Task[None]] = set()
+
+    # -- events of the worker's own --------------------------------------------------------------------------------
+
+    def emit(self, event: Message, call: str = "", buffers: Sequence[Buffer] = ()) -> None:
+        """Number an event and spool it."""
+        self._spool.append(encode(event), buffers, call)
+        self.feed.wake()
+
+    def refuse(self, call: Call, error: ErrorInfo | None = None) -> None:
+        """End a call that the runner was not given: cancelled, or with an error."""
+        self._calls.ended(call.id)
+        status = "aborted" if error is None else "error"
+        reply: dict[str, object] = {"status": status}
+        if error is not None:
+            reply |= {"ename": "PlatformError", "evalue": error.text(), "traceback": [error.text()]}
+        done = CellDone(
+            status="aborted" if error is None else "error",
+            error=error,
+            ended_by=EndReason.CANCELLED if error is None else None,
+            mac=mac.sign(call.value_key, "out", []) if call.value_key else "",
+        )
+        self.emit(done, call.id, [msgspec.json.encode(reply)])
+
+    # -- the runner's messages -------------------------------------------------------------------------------------
+
+    def received(self, incoming: Incoming) -> None:
+        """Take a message of the runner's. Raises FramingError when it sends more than its credit allows."""
+        if self.idle.is_set() and isinstance(incoming.message, PASSED):
+            self._pass_on(incoming)
+            return
+        self._waiting_bytes += incoming.credit_bytes
+        if self._waiting_bytes > MAX_UNPROCESSED_BYTES:
+            raise FramingError(f"the runner sent {self._waiting_bytes} bytes, more than its credit")
+        self._queue.append(incoming)
+        self.idle.clear()
+        self._arrived.set()
+
+    def connected(self) -> None:
+        """A runner has dialled: its credit starts anew."""
+        self._owed_bytes = 0
+
+    async def run(self) -> None:
+        """Work through what waits, for ever."""
+        while True:
+            self._arrived.clear()
+            while self._queue:
+                incoming = self._queue.popleft()
+                try:
+                    await self._handle(incoming)
+                except (CellburstError, ValueError) as why:
+                    self._drop(incoming, why)
+                self._waiting_bytes -= incoming.credit_bytes
+            self.idle.set()
+            await self._arrived.wait()
+
+    def grant(self) -> None:
+        """Give the runner credit back, as far as the spool has room. Also called by a timer and after acknowledgements."""
+        due = self._owed_bytes >= GRANT_BYTES
+        if due and not self._spool.full and self.link and self.link.post(RunnerCredit(size_bytes=self._owed_bytes)):
+            self._owed_bytes = 0
+
+    async def close(self) -> None:
+        """Stop what runs beside the queue."""
+        for task in list(self._side_tasks):
+            task.cancel()
+        await asyncio.gather(*self._side_tasks, return_exceptions=True)
+        if not self.ready.done():
+            self.ready.cancel()
+
+    async def _handle(self, incoming: Incoming) -> None:
+        match incoming.message:
+            case CellDone():
+                await self._finish_cell(incoming.call, incoming.message, incoming.buffers)
+                self._owe(incoming.credit_bytes)
+            case ExecutorEnded():
+                self._executor_ended(incoming.message)
+                self._owe(len(incoming.head))  # it may have waited behind events, and took credit then
+            case SideReply():
+                task = asyncio.create_task(self._side_reply(incoming.message, incoming.buffers))
+                self._side_tasks.add(task)
+                task.add_done_callback(self._side_tasks.discard)
+            case RunnerReady():
+                if not self.ready.done():
+                    self.ready.set_result(incoming.message)
+            case _:
+                self._pass_on(incoming)
+
+    def _pass_on(self, incoming: Incoming) -> None:
+        self._owe(incoming.credit_bytes)
+        if not isinstance(incoming.message, PASSED):
+            self._drop(incoming, "no event that a runner may send")
+            return
+        if isinstance(incoming.message, CellStarted):
+            call = self._calls.started(incoming.call, self._site.clock.monotonic())
+            if call is None:
+                return
+            self._on_started(call)
+        call_id = incoming.call if self._calls.knows(incoming.call) else ""
+        self._spool.append(incoming.head, incoming.buffers, call_id)
+        self.feed.wake()
+
+    def _owe(self, size_bytes: int) -> None:
+        self._owed_bytes += size_bytes
+        self.grant()
+
+    def _drop(self, incoming: Incoming, why: object) -> None:
+        what = {"container": self._container, "type": type(incoming.message).__name__, "why": str(why)}
+        log.warning("a runner's message was dropped", extra=what)
+
+    # -- ends of cells ---------------------------------------------------------------------------------------------
+
+    async def _finish_cell(self, id: str, done: CellDone, buffers: list[memoryview]) -> None:
+        call = self._calls.get(id)
+        if call is None or not buffers:
+            log.warning("the end of a call that does not run", extra={"container": self._container, "call": id[:64]})
+            return
+        taken = await self._take(done, buffers[1:])
+        for group, why in taken.refused:
+            self.emit(
+                Notice(text=f"{', '.join(group.names)} stayed in the container: {why.message}", level="warning"), id
+            )
+            done.stayed += [RemoteName(name=n, type="", why="not_asked", detail=why.message) for n in group.names]
+        done.home = taken.groups
+        done.files = await self._files()
+        done.ended_by = EndReason.TIMEOUT if call.limit.timed_out else None
+        done.error = None
+        done.mac = mac.sign(call.value_key, "out", done.home) if call.value_key else ""
+        self._ended(id)
+        self.emit(done, id, [buffers[0], *taken.buffers])
+
+    async def _take(self, done: CellDone, inline: Sequence[Buffer]) -> Taken:
+        if not done.home:
+            return Taken()
+        try:
+            taken = await self._take_groups(done, inline)
+            await self._site.exchange.publish(taken.blobs)
+        except (CellburstError, OSError) as why:
+            return Taken(refused=[(group, _info(why)) for group in done.home])
+        return taken
+
+    async def _take_groups(self, done: CellDone, inline: Sequence[Buffer]) -> Taken:
+        blobs, out = self._site.exchange.folder, self._out_folder()
+        if is_small(done.home, inline):
+            return take(done.home, inline, blobs, out)
+        return await asyncio.to_thread(take, done.home, inline, blobs, out)
+
+    async def _files(self) -> list[FileChange]:
+        if self.layer is None:
+            return []
+        try:
+            return await asyncio.to_thread(self.layer.file_list)
+        except (CellburstError, OSError) as why:
+            log.warning(
+                "the files of a session could not be listed", extra={"container": self._container, "why": str(why)}
+            )
+            return []
+
+    def _executor_ended(self, ended: ExecutorEnded) -> None:
+        call = self._calls.get(ended.call)
+        ended.ended_by = EndReason.TIMEOUT if call is not None and call.limit.timed_out else None
+        if ended.call and not self._calls.knows(ended.call):
+            ended.call = ""
+        self.last_executor_text = ended.text
+        self._ended(ended.call)
+        self.emit(ended, ended.call)
+
+    def _ended(self, id: str) -> None:
+        call = self._calls.ended(id)
+        if call is None or self.folder is None:
+            return
+        for hash in call.blobs:  # the executor has read them; the blob folder keeps its own name of each
+            (self.folder / "var" / "in" / hash).unlink(missing_ok=True)
+
+    def _out_folder(self) -> Path:
+        assert self.folder is not None
+        return self.folder / "var" / "out"
+
+    # -- answers to questions --------------------------------------------------------------------------------------
+
+    async def _side_reply(self, reply: SideReply, buffers: list[memoryview]) -> None:
+        key = self.side_keys.pop(reply.id, None)
+        if key is None:
+            return
+        kept: Sequence[Buffer] = buffers
+        try:
+            blobs, out = self._site.exchange.folder, self._out_folder()
+            if reply.groups:
+                taken = await asyncio.to_thread(take, reply.groups, buffers, blobs, out)
+                if taken.refused:
+                    raise CellburstError(taken.refused[0][1])
+                reply.groups, kept = taken.groups, taken.buffers
+                await self._site.exchange.publish(taken.blobs)
+            if reply.blob is not None:
+                reply.blob = await asyncio.to_thread(take_blob, reply.blob, blobs, out)
+                await self._site.exchange.publish([reply.blob.hash])
+        except (CellburstError, OSError) as why:
+            reply, kept = SideReply(id=reply.id, error=_info(why)), ()
+        reply.mac = mac.sign(key, f"side:{reply.id}", reply.groups) if key else ""
+        self.answer(reply, kept)
+
+    def answer(self, reply: SideReply, buffers: Sequence[Buffer] = ()) -> None:
+        """Send an answer if the gateway is there; it asks again after a lost link."""
+        if self.stream is not None:
+            try:
+                self.stream.post(reply, buffers)
+            except (CellburstError, FramingError) as why:
+                log.info("an answer was not sent", extra={"container": self._container, "why": str(why)})
+
+
+def _info(why: Exception) -> ErrorInfo:
+    if isinstance(why, CellburstError):
+        return why.info
+    return ErrorInfo(
+        code=ErrorCode.DISK_FULL, message=f"the worker could not keep a value: {why}", next="free some space there"
+    )

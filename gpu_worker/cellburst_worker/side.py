@@ -1,0 +1,69 @@
+"""Questions about a session's files, answered from its layer without its runner: also while a cell runs."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+
+from cellburst_protocol.errors import ErrorCode, error
+from cellburst_protocol.messages import SideReply, SideRequest, ValuePart
+
+from .exchange import Exchange
+from .site import Layer
+
+FILE_KINDS = frozenset({"file_list", "file_get", "file_put"})
+
+
+class FilePut(msgspec.Struct):
+    """Content of a `file_put`."""
+
+    path: str
+    hash: str
+    size_bytes: int
+
+
+class FileGet(msgspec.Struct):
+    """Content of a `file_get`."""
+
+    path: str
+
+
+async def answer_file_request(request: SideRequest, layer: Layer | None, exchange: Exchange) -> SideReply:
+    """The reply to a `file_*` request. Raises CellburstError or OSError for the caller to turn into one."""
+    if layer is None:
+        raise error(ErrorCode.UNAVAILABLE, "the container is still starting", next="try again in a moment")
+    try:
+        match request.kind:
+            case "file_list":
+                return SideReply(id=request.id, content={"files": await asyncio.to_thread(layer.file_list)})
+            case "file_get":
+                path = msgspec.convert(request.content, FileGet).path
+                return SideReply(id=request.id, content={"path": path}, blob=await _get(path, layer, exchange))
+            case _:
+                put = msgspec.convert(request.content, FilePut)
+                await _put(put, layer, exchange)
+                return SideReply(id=request.id, content={"path": put.path})
+    except msgspec.ValidationError as why:
+        raise error(ErrorCode.BAD_MESSAGE, f"a {request.kind} request of the wrong shape: {why}") from None
+
+
+async def _get(path: str, layer: Layer, exchange: Exchange) -> ValuePart:
+    blobs = exchange.folder
+
+    def keep() -> ValuePart:
+        return blobs.keep_copy(layer.file_get(path))
+
+    part = await asyncio.to_thread(keep)
+    await exchange.publish([part.hash])
+    return part
+
+
+async def _put(put: FilePut, layer: Layer, exchange: Exchange) -> None:
+    part = ValuePart(hash=put.hash, size_bytes=put.size_bytes, at="blob")
+    await exchange.bring([part])
+    source: Path = exchange.folder.path(put.hash)
+    if not source.exists():
+        raise error(ErrorCode.NOT_FOUND, f"the blob of {put.path!r} is not there", next="send the file again")
+    await asyncio.to_thread(layer.file_put, put.path, source)

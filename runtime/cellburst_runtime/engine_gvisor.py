@@ -1,0 +1,214 @@
+"""The `gvisor` engine: each container is a sandbox of runsc with its own kernel.
+
+runsc runs in the foreground as a child in a session of its own: its exit code is the container's, and it outlives this
+process, so a worker that starts again finds it by its id and ends it. As root limits hold by a group that the runtime
+makes first; without root (`--rootless`) there are no limits on the host, no network and no snapshots.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from cellburst_protocol.errors import CellburstError, ErrorCode, error
+from cellburst_protocol.messages import EngineInfo
+
+from .cgroups import Cgroup, Cgroups
+from .engine import Container, ContainerSpec
+from .engine_base import ContainerBase, finish
+from .engine_child import Child
+from .oci import config, host_limits, write_bundle
+from .record import ContainerRecord, load_record
+from .removal import NetworkRemover, Remover
+from .tools import find_program
+
+START_SECONDS = 60.0  # engine start on a machine that swaps; 0.2 s is usual
+_POLL_SECONDS = 0.005
+_STARTED = ("running", "stopped")  # `status` in runsc's state file, after "creating" and "created"
+# On newer kernels every network namespace shows this folder, and runsc of 2024 takes one that does for the host's own
+# and refuses it. It is hidden from runsc by an empty mount in a mount namespace of its own.
+_HIDDEN_FROM_RUNSC = "/proc/sys/net/core"
+
+
+class ContainerNetwork(Protocol):
+    """What the engine needs of `network.ContainerNetwork`."""
+
+    @property
+    def namespace_path(self) -> Path:
+        """The network namespace, fresh: used for one sandbox only."""
+
+    @property
+    def nameserver(self) -> str:
+        """The address of the resolver that answers in it."""
+
+
+class NetworkMaker(NetworkRemover, Protocol):
+    """What the engine needs of `network.Networks`."""
+
+    async def create(self, container_id: str) -> ContainerNetwork:
+        """Make a network namespace with a way out. Raises PlatformError."""
+
+
+@dataclass(frozen=True)
+class GvisorSettings:
+    """How runsc is called on this machine. `root` keeps runsc's state files; a short path, sockets lie in it."""
+
+    runsc: str
+    root: Path
+    version: str
+    rootless: bool = False
+
+    def command(self, *arguments: str) -> list[str]:
+        """A runsc command line without the flags of a container."""
+        return [self.runsc, f"--root={self.root}", *arguments]
+
+
+class GvisorEngine:
+    """See `engine.Engine`. `networks` is None where containers cannot have one; `no_network` then says why."""
+
+    def __init__(
+        self,
+        settings: GvisorSettings,
+        cgroups: Cgroups,
+        networks: NetworkMaker | None,
+        *,
+        no_network: str = "",
+        no_limits: str = "",
+        gpu: bool = False,
+    ) -> None:
+        self._settings = settings
+        self._cgroups = cgroups
+        self._networks = networks if not settings.rootless else None
+        self._no_network = no_network
+        self._no_limits = no_limits or ("without root the kernel's limits cannot be set" if settings.rootless else "")
+        self._remover = Remover(cgroups, networks)
+        self.info = EngineInfo(
+            name="gvisor",
+            isolates=True,
+            network=self._networks is not None,
+            gpu=gpu,
+            unprivileged=settings.rootless,
+            version=settings.version,
+            warning="gVisor without root: no network, and memory and CPU are not limited" if settings.rootless else "",
+        )
+
+    async def start(self, spec: ContainerSpec) -> Container:
+        """See `engine.Engine.start`."""
+        record = load_record(spec.folder) or ContainerRecord(id=spec.id)
+        record.engine, record.runsc, record.runsc_root = "gvisor", self._settings.runsc, str(self._settings.root)
+        try:
+            return await self._start(spec, record)
+        except BaseException as problem:
+            await finish(self._undo(spec, record))
+            if isinstance(problem, OSError):
+                raise _start_error(spec, str(problem)) from problem
+            raise
+
+    async def collect_garbage(self, folder: Path) -> None:
+        """See `engine.Engine.collect_garbage`."""
+        record = load_record(folder)
+        if record is not None:
+            await self._remover.remove(record, folder)
+
+    async def _start(self, spec: ContainerSpec, record: ContainerRecord) -> Container:
+        notes: list[str] = []
+        wants_network = spec.network == "outbound"
+        has_network = wants_network and self._networks is not None
+        if wants_network and not has_network:
+            notes.append(f"No network in this container: {self._no_network or 'gVisor without root has none'}.")
+        if self._no_limits:
+            notes.append(f"Memory, CPU and process limits do not hold: {self._no_limits}.")
+        record.network = has_network
+        record.cgroup = "" if self._no_limits else spec.id
+        record.save(spec.folder)
+        namespace = ""
+        if has_network and self._networks is not None:
+            network = await self._networks.create(spec.id)
+            namespace = str(network.namespace_path)
+            resolver = f"nameserver {network.nameserver}\noptions timeout:2 attempts:2\n".encode()
+            spec = replace(spec, root_files={**spec.root_files, "/etc/resolv.conf": resolver})
+        cgroup = self._make_group(spec) if record.cgroup else None
+        bundle = spec.folder / "engine"
+        # Without root the user's own files are uid 0's inside: code runs as that, but without any capability.
+        uid, gid = (0, 0) if self._settings.rootless else (spec.uid, spec.gid)
+        document = config(
+            spec, cgroup_path=cgroup.engine_path if cgroup else "", network_namespace=namespace, uid=uid, gid=gid
+        )
+        await asyncio.to_thread(write_bundle, spec, bundle, document)
+        self._settings.root.mkdir(parents=True, exist_ok=True)
+        child = await Child.start(self._run_command(spec, bundle, namespace, limited=cgroup is not None))
+        record.pid, record.start_ticks = child.pid, child.start_ticks
+        record.save(spec.folder)
+        container = ContainerBase(spec, record, self._remover, child, cgroup)
+        container.network = "outbound" if has_network else "none"
+        container.notes = notes
+        try:
+            await self._until_running(spec, child)
+        except BaseException:
+            await finish(container.abandon())
+            raise
+        return container
+
+    def _make_group(self, spec: ContainerSpec) -> Cgroup:
+        group = self._cgroups.group(spec.id)
+        group.create(host_limits(spec))
+        return group
+
+    def _run_command(self, spec: ContainerSpec, bundle: Path, namespace: str, *, limited: bool) -> list[str]:
+        flags = [
+            "--platform=systrap",
+            f"--network={'sandbox' if namespace else 'none'}",
+            "--overlay2=none",  # writable places are mounts of stated sizes; an overlay in memory has none
+            "--host-uds=open",  # the runner dials the worker's socket in a bound folder
+            *(["--cpu-num-from-quota"] if limited else ["--ignore-cgroups"]),
+            *(["--rootless"] if self._settings.rootless else []),
+            *spec.devices.engine_flags,
+        ]
+        command = self._settings.command(*flags, "run", "--bundle", str(bundle), spec.id)
+        if not namespace:
+            return command
+        script = f"mount -t tmpfs -o size=4k none {_HIDDEN_FROM_RUNSC} && exec {shlex.join(command)}"
+        # A file system mounted later (the layer of another container) must not stay busy through this namespace.
+        private = [find_program("unshare") or "unshare", "--mount", "--propagation", "slave", "sh", "-c", script]
+        # The folder to hide is another one in each network namespace.
+        return [find_program("nsenter") or "nsenter", f"--net={namespace}", *private]
+
+    async def _until_running(self, spec: ContainerSpec, child: Child) -> None:
+        """Return when runsc's state file says so, or when it has ended already: `wait` then says how."""
+        state = self._settings.root / f"{spec.id}_sandbox:{spec.id}.state"
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                while not _is_running(state):
+                    if child.ended:
+                        raise _start_error(spec, await child.output())
+                    await asyncio.sleep(_POLL_SECONDS)
+        except TimeoutError:
+            raise _start_error(spec, f"runsc did not start it within {START_SECONDS:g} s") from None
+
+    async def _undo(self, spec: ContainerSpec, record: ContainerRecord) -> None:
+        """After a failed start: end and remove all that was made, but for what the caller made in the folder."""
+        await self._remover.end(record)
+        if record.network and self._networks is not None:
+            await self._networks.remove(spec.id)
+        if record.cgroup:
+            await self._cgroups.group(record.cgroup).remove()
+
+
+def _is_running(state: Path) -> bool:
+    try:
+        return json.loads(state.read_bytes()).get("status") in _STARTED
+    except (OSError, ValueError):
+        return False  # not there yet, or being written
+
+
+def _start_error(spec: ContainerSpec, reason: str) -> CellburstError:
+    full = "no space left" in reason.lower()
+    return error(
+        ErrorCode.DISK_FULL if full else ErrorCode.START_FAILED,
+        f"container {spec.id} could not be started: {reason or 'runsc gave no reason'}",
+        next="free disk space on the worker's machine" if full else "cellburst status shows the worker's notes",
+    )

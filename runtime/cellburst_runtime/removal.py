@@ -1,0 +1,123 @@
+"""Removing a container without a trace, the same way for a live one and for one whose worker is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from cellburst_protocol.errors import ErrorCode, error
+
+from .cgroups import Cgroups
+from .mounts import mounts_below, unmount_below
+from .proc import descendants, is_same_process, kill_until_none, marked, process_stat
+from .record import ContainerRecord
+from .tools import run_command
+
+
+class NetworkRemover(Protocol):
+    """What removal needs of `network.Networks`."""
+
+    def remove(self, container_id: str) -> Awaitable[None]:
+        """Remove a container's network namespace; nothing happens when there is none."""
+
+
+@dataclass(frozen=True)
+class Remover:
+    """What removing needs of this machine. All methods may be repeated, and finish what an earlier one left."""
+
+    cgroups: Cgroups
+    networks: NetworkRemover | None = None
+
+    async def end(self, record: ContainerRecord) -> None:
+        """End every process of a container and the engine's own around it."""
+        if record.cgroup:
+            await self.cgroups.group(record.cgroup).kill()
+        # Processes first: asked to delete a live container, runsc without root waits 5 s for it.
+        list_pids = _pids_of(record)
+        if not await kill_until_none(list_pids):
+            raise error(
+                ErrorCode.INTERNAL,
+                f"container {record.id}: processes {list_pids()} do not end by SIGKILL",
+                next="they wait in the kernel (see their state in ps); a reboot ends them",
+            )
+        if record.engine == "gvisor" and record.runsc:
+            await self._end_runsc(record)
+
+    async def _end_runsc(self, record: ContainerRecord) -> None:
+        """Let runsc forget the container, and end a sandbox whose runsc in the foreground died without it.
+
+        What is left of its state is deleted: the processes are gone.
+        """
+        root = Path(record.runsc_root)
+        state = f"{record.id}_sandbox:{record.id}"
+        # Asking runsc costs 0.1 s, and without root more than 1 s: only where there is still something to end.
+        if _sandbox_lives(root / f"{state}.state"):
+            flags = [f"--root={root}", *([] if os.geteuid() == 0 else ["--rootless"])]
+            await run_command([record.runsc, *flags, "delete", "--force", record.id])
+        for leftover in (*root.glob(f"{state}*"), root / f"runsc-{record.id}.sock"):
+            leftover.unlink(missing_ok=True)
+
+    async def clear(self, record: ContainerRecord, folder: Path) -> None:
+        """Remove what an ended container leaves: network, groups, mounts, disk image, and its folder at last.
+
+        Raises PlatformError (INTERNAL) naming what would not go; the folder then stays, for a later try.
+        """
+        left: list[str] = []
+        if record.network and self.networks is not None:
+            await self.networks.remove(record.id)
+        left += await unmount_below(folder)
+        if record.store:
+            Path(record.store).unlink(missing_ok=True)
+        if record.cgroup:
+            left += await self.cgroups.group(record.cgroup).remove()
+        if left:
+            raise error(ErrorCode.INTERNAL, f"container {record.id} is not removed entirely: {'; '.join(left)}")
+        await asyncio.to_thread(remove_folder, folder)
+
+    async def remove(self, record: ContainerRecord, folder: Path) -> None:
+        """End and clear."""
+        await self.end(record)
+        await self.clear(record, folder)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder of ours. Refuses while anything is mounted in it: deleting would reach into the mount."""
+    if not folder.exists():
+        return
+    if mounted := mounts_below(folder):
+        raise error(ErrorCode.INTERNAL, f"{folder} is not deleted: {mounted[0]} is still mounted")
+    shutil.rmtree(folder)
+
+
+def _sandbox_lives(state: Path) -> bool:
+    """Whether the sandbox named in runsc's state file runs; what cannot be read is taken to."""
+    try:
+        pid = int(json.loads(state.read_bytes())["sandbox"]["pid"])
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
+    stat = process_stat(pid)
+    return stat is not None and stat.state not in "ZX"
+
+
+def _pids_of(record: ContainerRecord) -> Callable[[], list[int]]:
+    """Lists what lives of a container's tree. A process seen once is listed until it is gone, also when its parent went
+    first and it belongs to nobody's tree any more."""
+    seen: dict[int, int] = {}
+
+    def list_pids() -> list[int]:
+        if record.pid and is_same_process(record.pid, record.start_ticks):
+            seen.update((stat.pid, stat.start_ticks) for stat in descendants(record.pid))
+        if record.engine == "process":
+            stats = [process_stat(pid) for pid in marked(record.id)]
+            seen.update((stat.pid, stat.start_ticks) for stat in stats if stat is not None)
+        return [pid for pid, start_ticks in seen.items() if is_same_process(pid, start_ticks)]
+
+    return list_pids
