@@ -1,0 +1,1 @@
+"""Part of Cellburst; see docs/architecture.md."""

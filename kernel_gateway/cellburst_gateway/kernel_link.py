@@ -1,0 +1,97 @@
+"""What kernels and command lines ask for, over one link."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cellburst_protocol.errors import CellburstError, ErrorCode, error
+from cellburst_protocol.messages import (
+    FindSession,
+    GetCost,
+    GetLogs,
+    GetStatus,
+    Hello,
+    Interrupt,
+    Message,
+    SessionFound,
+    SessionStream,
+    Shutdown,
+    StopSession,
+)
+from cellburst_protocol.peer import Peer, Stream
+
+from . import reports
+from .kernel_stream import KernelStream
+from .store_rows import Role, TokenRecord
+
+if TYPE_CHECKING:
+    from .hub import Hub
+
+
+class KernelLink:
+    """One kernel's or command line's link."""
+
+    def __init__(self, hub: Hub, hello: Hello, token: TokenRecord, peer: Peer) -> None:
+        self._hub = hub
+        self._token = token
+        self._peer = peer
+
+    async def on_message(self, message: Message, buffers: list[memoryview]) -> Message | None:
+        """A control message."""
+        match message:
+            case Interrupt():
+                self._may_act()
+                self._interrupt(message)
+                return None
+            case StopSession():
+                self._may_act()
+                self._hub.sessions.stop(self._token.owner, message)
+                return None
+            case GetStatus():
+                return reports.status(self._hub, self._token.owner.workspace)
+            case GetLogs():
+                return reports.logs(self._hub, self._token.owner.workspace, message)
+            case GetCost():
+                return reports.cost(self._hub, self._token.owner.workspace, message)
+            case FindSession():
+                found = self._hub.sessions.find(self._token.owner.workspace, message.notebook, message.name)
+                return SessionFound(sessions=[session.row() for session in found])
+            case Shutdown():
+                self._may_act()
+                self._hub.shutdown.set()
+                return None
+        raise error(ErrorCode.FORBIDDEN, f"{type(message).__name__} is not for a user's link", next="see PROTOCOL.md")
+
+    def on_open(self, message: Message, stream: Stream) -> None:
+        """A session's stream."""
+        try:
+            if not isinstance(message, SessionStream):
+                raise error(
+                    ErrorCode.FORBIDDEN, f"{type(message).__name__} is not for a user's link", next="see PROTOCOL.md"
+                )
+            self._may_act()
+            session = self._hub.sessions.open(self._token.owner, message)
+        except CellburstError as why:
+            stream.reset(why.info)
+            return
+        self._hub.spawn(KernelStream(self._hub, session, stream, message.from_sequence).run())
+
+    def closed(self) -> None:
+        """Its streams notice by themselves."""
+
+    def _may_act(self) -> None:
+        if self._token.role is Role.VIEWER:
+            raise error(ErrorCode.FORBIDDEN, "this token may look and not act", next="ask for a user's token")
+
+    def _interrupt(self, message: Interrupt) -> None:
+        workspace = self._token.owner.workspace
+        if message.session:
+            self._hub.cells.interrupt(self._hub.sessions.owned(workspace, message.session), message.level, message.call)
+            return
+        for session in self._hub.sessions:
+            if (
+                session.record.owner.workspace == workspace
+                and session.call is not None
+                and session.call.id == message.call
+            ):
+                self._hub.cells.interrupt(session, message.level, message.call)

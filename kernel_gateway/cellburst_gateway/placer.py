@@ -1,0 +1,252 @@
+"""The queue for containers: asks `placement.py`, opens the lease, tells the worker. One pass after each change."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import secrets
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo, error, from_info
+from cellburst_protocol.messages import ContainerInfo, MirrorSpec, Phase, Queued, StartContainer
+from cellburst_protocol.peer import LinkClosed
+from cellburst_protocol.resources import Resources
+from cellburst_protocol.states import CallState, ContainerState, EndReason, SessionState, WorkerState
+
+from .calls import Call
+from .containers import ContainerDetail, ContainerHandle
+from .placement import Holding, Machine, Placed, Refused, Request, Waits, place, place_all
+from .session import Session
+
+if TYPE_CHECKING:
+    from .hub import Hub
+
+LOCAL_WORKER_SECONDS = 60.0  # how long a request waits for this machine's own worker to come up
+REPEAT_SECONDS = 5.0  # between two Queued events that differ in words only
+LOCAL_WORKER_WORDS = "this machine's worker, which is starting"
+
+log = logging.getLogger(__name__)
+
+
+class _Waiting:
+    def __init__(self, session: Session, call: Call) -> None:
+        self.session = session
+        self.call = call
+        self.told: tuple[int, str] = (0, "")
+        self.told_at = float("-inf")
+
+
+class Placer:
+    """Calls that need a container, in order of arrival."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._queue: dict[str, _Waiting] = {}
+        self._scheduled = False
+        hub.metrics.gauge("cellburst_queue", "Calls that wait for capacity.", lambda: [((), len(self._queue))])
+
+    @property
+    def words(self) -> list[str]:
+        """The queue as lists show it."""
+        return [f"{w.session.record.name} of {w.session.record.notebook}: {w.told[1]}" for w in self._queue.values()]
+
+    # -- coming and going ------------------------------------------------------------------------------------------
+
+    def check(self, resources: Resources, workspace: str) -> None:
+        """Refuse what could never be had, before anything is recorded. Raises CapacityError or RequestError."""
+        if len(self._queue) >= self._hub.config.max_queue:
+            raise error(
+                ErrorCode.QUEUE_FULL, f"{len(self._queue)} calls wait already", next="try again later, or add a worker"
+            )
+        outcome = place(Request("new", resources), self._machines(), now=self._hub.clock.wall())
+        if isinstance(outcome, Refused) and not self._local_worker_due():
+            raise from_info(outcome.error)
+
+    def enqueue(self, session: Session, call: Call) -> None:
+        """A QUEUED call needs a container."""
+        if call.queued_at is None:
+            call.queued_at = self._hub.clock.monotonic()
+        self._queue[call.id] = _Waiting(session, call)
+        self.kick()
+
+    def forget(self, call: Call) -> None:
+        """The call waits no more."""
+        if self._queue.pop(call.id, None) is not None:
+            self.kick()
+
+    def kick(self) -> None:
+        """Something changed: look at the queue once what happens now is done."""
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._pass)
+
+    def tick(self) -> None:
+        """Called several times a second: words and this machine's worker change with time."""
+        if self._queue:
+            self._pass()
+
+    # -- one pass --------------------------------------------------------------------------------------------------
+
+    def _pass(self) -> None:
+        self._scheduled = False
+        if not self._queue or self._hub.stopping:
+            return
+        requests = [Request(call_id, w.call.resources) for call_id, w in self._queue.items()]
+        outcomes = place_all(requests, self._machines(), now=self._hub.clock.wall())
+        for position, (call_id, waiting) in enumerate(list(self._queue.items()), 1):
+            outcome = outcomes[call_id]
+            try:
+                if isinstance(outcome, Placed):
+                    del self._queue[call_id]
+                    self._start(waiting.session, waiting.call, outcome)
+                elif isinstance(outcome, Waits):
+                    self._tell(waiting, outcome.position, outcome.waiting_for)
+                    self._evict(outcome.evict)
+                elif self._local_worker_due():
+                    self._tell(waiting, position, LOCAL_WORKER_WORDS)
+                else:
+                    del self._queue[call_id]
+                    self._hub.cells.end(waiting.session, waiting.call, EndReason.NO_CAPACITY, error=outcome.error)
+            except CellburstError as why:
+                self._queue.pop(call_id, None)
+                log.error("a container could not be placed: %s", why.info.message, extra={"call": call_id})
+                self._hub.cells.end(waiting.session, waiting.call, EndReason.START_FAILED, error=why.info)
+
+    def _tell(self, waiting: _Waiting, position: int, words: str) -> None:
+        now = self._hub.clock.monotonic()
+        if (position, words) == waiting.told:
+            return
+        if position == waiting.told[0] and now - waiting.told_at < REPEAT_SECONDS:
+            return
+        waiting.told, waiting.told_at = (position, words), now
+        waiting.session.emit(Queued(position=position, waiting_for=words), call=waiting.call.id)
+
+    def _evict(self, leases: tuple[str, ...]) -> None:
+        for handle in list(self._hub.fleet.containers.values()):
+            session = self._hub.sessions.get(handle.session)
+            if handle.lease in leases and session is not None and self._evictable(handle):
+                self._hub.sessions.end(session, EndReason.EVICTED)
+
+    def _local_worker_due(self) -> bool:
+        """Whether this machine's own worker is being started (again), so that nothing is refused for want of it yet."""
+        since = self._hub.local_worker_wanted_at
+        if since is None or self._hub.clock.monotonic() - since >= LOCAL_WORKER_SECONDS:
+            return False
+        return not any(worker.on_this_machine and worker.reachable for worker in self._hub.fleet.workers.values())
+
+    def _machines(self) -> list[Machine]:
+        return [
+            Machine(
+                worker.id,
+                worker.inventory,
+                tuple(self._holding(handle) for handle in self._hub.fleet.of_worker(worker.id)),
+                WorkerState.JOINED if worker.reachable else WorkerState.UNREACHABLE,
+            )
+            for worker in self._hub.fleet.workers.values()
+        ]
+
+    def _holding(self, handle: ContainerHandle) -> Holding:
+        session = self._hub.sessions.get(handle.session)
+        who = (
+            f"{session.record.notebook.rpartition('/')[2]} ({session.record.name})"
+            if session
+            else "a session that is ending"
+        )
+        return Holding(
+            lease=handle.lease, who=who, gpus=frozenset(handle.gpus), cpu=handle.detail.resources.cpu,
+            memory_mib=handle.detail.resources.memory_mib, opened_unix_seconds=handle.opened_unix_seconds,
+            evictable=self._evictable(handle),
+        )  # fmt: skip
+
+    def _evictable(self, handle: ContainerHandle) -> bool:
+        session = self._hub.sessions.get(handle.session)
+        idle = session is not None and session.is_superseded and session.call is None
+        return idle and handle.state is ContainerState.READY
+
+    # -- starting --------------------------------------------------------------------------------------------------
+
+    def _start(self, session: Session, call: Call, placed: Placed) -> None:
+        now, wall = self._hub.clock.monotonic(), self._hub.clock.wall()
+        handle, image = self._make(session, call, placed, now, wall)
+        store, record = self._hub.store, session.record
+        starts = record.state is SessionState.IDLE
+        self._hub.write_now()  # what an earlier container of the session left to write comes first
+        with store.together():
+            store.place_container(
+                handle.id, record.owner, session=session.id, worker=handle.worker, lease=handle.lease, epoch=handle.epoch,
+                gpus=handle.gpus, cpu=call.resources.cpu, memory_mib=call.resources.memory_mib,
+                usd_per_second=handle.usd_per_second, now=wall, price_note=handle.detail.info.price_note,
+                detail=msgspec.json.encode(handle.detail).decode(),
+            )  # fmt: skip
+            store.move_container(handle.id, ContainerState.STARTING, now=wall)
+            store.move_call(call.id, CallState.STARTING, now=wall, container=handle.id)
+            if starts:
+                store.update_session(session.id, now=wall, state=SessionState.STARTING)
+        self._hub.fleet.containers[handle.id] = handle
+        handle.move(ContainerState.STARTING)
+        session.container = handle
+        session.record = dataclasses.replace(
+            record, container=handle.id, state=SessionState.STARTING if starts else record.state
+        )
+        call.move(CallState.STARTING)
+        call.container, call.starts, call.billed_from_uptime = handle.id, call.starts + 1, 0.0
+        queued = Phase(name="queue", seconds=round(now - (call.queued_at or now), 4))
+        call.add_phase(queued)
+        session.emit(queued, call=call.id)
+        session.tell_info()
+        log.info("container placed", extra={"container": handle.id, "worker": handle.worker, "gpus": len(handle.gpus)})
+        self._hub.spawn(self._tell_worker(handle, session, call.id, image))
+
+    def _make(
+        self, session: Session, call: Call, placed: Placed, now: float, wall: float
+    ) -> tuple[ContainerHandle, MirrorSpec]:
+        image = call.image
+        if image is None:
+            raise error(ErrorCode.INTERNAL, "the cell's image is not known any more", next="run the cell again")
+        resources, types = call.resources, [gpu.type for gpu in placed.gpus]
+        rate = self._hub.prices.rate(
+            types, resources.cpu, resources.memory_mib, simulated=any(gpu.simulated for gpu in placed.gpus)
+        )
+        name = secrets.token_hex(8)
+        rate_text = format(rate.usd_per_second, "f")
+        info = ContainerInfo(
+            id=f"c-{name}", worker=placed.worker, machine=self._hub.fleet.machine(placed.worker), gpus=list(placed.gpus),
+            cpu=resources.cpu, memory_mib=resources.memory_mib, usd_per_second=rate_text, price_note=rate.note,
+        )  # fmt: skip
+        detail = ContainerDetail(
+            resources=resources, info=info, usd_per_second=rate_text, mirror_identity=image.identity,
+            names_lost=session.lost_container,
+        )  # fmt: skip
+        handle = ContainerHandle(
+            id=info.id, session=session.id, worker=placed.worker, lease=f"l-{name}", epoch=self._hub.epoch, detail=detail,
+            gpus=placed.uuids, now=now,
+        )  # fmt: skip
+        handle.opened_unix_seconds = wall
+        return handle, image
+
+    async def _tell_worker(self, handle: ContainerHandle, session: Session, call_id: str, image: MirrorSpec) -> None:
+        worker = self._hub.fleet.workers.get(handle.worker)
+        problem: ErrorInfo | None = None
+        try:
+            if handle.state is not ContainerState.STARTING:
+                # Stopped since it was placed: the worker did not know what to stop, and must not start it now.
+                self._hub.events.container_gone(handle, handle.stop_reason or EndReason.STOPPED)
+                return
+            if worker is None or worker.peer is None:
+                return  # its end, or its next join without this container, places the call again
+            await worker.peer.request(
+                StartContainer(
+                    container=handle.id, lease=handle.lease, epoch=handle.epoch, session=session.id,
+                    notebook=session.record.notebook, resources=handle.detail.resources, gpus=list(handle.gpus), image=image,
+                    engine="", prepare_call=call_id,
+                )
+            )  # fmt: skip
+        except (LinkClosed, TimeoutError):
+            return  # the same: whether it was started is told when the worker joins again
+        except CellburstError as why:
+            problem = why.info
+        if problem is not None:
+            self._hub.events.container_gone(handle, handle.stop_reason or EndReason.START_FAILED, problem)
