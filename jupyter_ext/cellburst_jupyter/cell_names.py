@@ -1,0 +1,161 @@
+"""One cell's names on their way there and home: joins `names_*` with a session, the blob store and the notebook."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cellburst_protocol.errors import ErrorCode, error
+from cellburst_protocol.framing import Buffer
+from cellburst_protocol.mac import verify
+from cellburst_protocol.messages import CellDone, FileChange, MirrorSpec, NameGroup, ValuePart
+
+from .environment import describe_drift
+from .magic_line import CellOptions
+from .names_read import read_cell
+from .notebook import Notebook
+from .publish import tell
+from .session import RemoteSession
+
+if TYPE_CHECKING:
+    from .names_values import NameSync, Prepared
+
+SHOWN_FILES = 6
+DISCARD_BYTES = 64 * 1024 * 1024  # smaller results are kept for a kernel that attaches later
+
+
+class Names:
+    """The names of one call of a session. All on the main thread, but `payload` of a detached call."""
+
+    def __init__(self, notebook: Notebook, session: RemoteSession) -> None:
+        from .names_values import NameSync
+
+        self._notebook = notebook
+        self._session = session
+        if session.names is None:
+            session.names = NameSync(lambda name: fetch(notebook, session, name), notebook.hub.folder)
+        self._sync: NameSync = session.names
+        self._mirror: MirrorSpec | None = None
+
+    def tell_drift(self, mirror: MirrorSpec) -> None:
+        """Say once what changed in this environment since the session's container was made from it."""
+        self._mirror = mirror
+        held: MirrorSpec | None = self._session.mirror
+        if held is not None and held.identity != mirror.identity and mirror.identity not in self._session.drift_told:
+            self._session.drift_told.add(mirror.identity)
+            changes = describe_drift(held, mirror).splitlines()
+            if changes:
+                more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+                what = "; ".join(changes[:3])
+                tell(f"changed here since this session started: {what}{more}. `%modal restart` takes it in")
+
+    def prepare(self, body: str, options: CellOptions) -> Prepared:
+        """Groups, modules and inline buffers of the RunCell; larger parts are stored as blobs before this returns.
+
+        Raises RequestError (UNKNOWN_NAME, UNPICKLABLE, TOO_LARGE) or what storing raises.
+        """
+        shell = self._notebook.shell
+        cell = read_cell(body, shell.user_ns, shell)
+        ready = self._sync.prepare(cell, shell.user_ns, only=options.only, container=self._session.container_id)
+        self._store(ready.blobs)
+        return ready
+
+    def payload(self, hashes: Sequence[str]) -> Prepared:
+        """The groups that a container asks for, and their inline buffers."""
+        ready = self._sync.payload(hashes)
+        self._store(ready.blobs)
+        return ready
+
+    def container_started(self) -> None:
+        """The session has a new container, made from this cell's mirror."""
+        self._sync.container_lost()
+        self._session.mirror = self._mirror
+        self._session.drift_told.clear()
+        self._session.files_told.clear()
+
+    def cell_started(self) -> None:
+        """The container has what was sent."""
+        self._sync.sent(self._session.container_id)
+
+    def write_back(self, done: CellDone, inline: list[Any]) -> list[str]:
+        """Write the cell's results into the notebook's names, all or none; returns the lines to tell."""
+        from .names_home import write_back
+
+        there = self._session.there
+        lines = write_back(done, inline, blob_reader(self._notebook), self._notebook.shell.user_ns, self._sync)
+        for part in (part for group in done.home for part in group.parts if part.at == "blob"):
+            if part.size_bytes >= DISCARD_BYTES:
+                self._notebook.hub.blobs.discard(part.hash)
+        for name in [*done.gone, *(n for group in done.home for n in group.names)]:
+            there.pop(name, None)
+        there.update({remote.name: remote.type for remote in [*done.stayed, *done.changed_there]})
+        return [*lines, *files_lines(self._new_files(done.files))]
+
+    def _new_files(self, files: Sequence[FileChange]) -> list[FileChange]:
+        """Those that were not told before; the container lists all of its layer each time."""
+        told = self._session.files_told
+        new = [f for f in files if told.get(f.path) != (f.size_bytes, f.deleted)]
+        told.update({f.path: (f.size_bytes, f.deleted) for f in files})
+        return new
+
+    def finished(self) -> None:
+        """The cell is over, however: views of the notebook's values are given up."""
+        self._sync.finished()
+
+    def _store(self, blobs: dict[str, memoryview]) -> None:
+        for hash, view in blobs.items():
+            self._notebook.hub.blobs.put(hash, view)
+
+
+def blob_reader(notebook: Notebook) -> Callable[[ValuePart], Buffer]:
+    """Fetches the bytes of a part that is a blob."""
+    return lambda part: notebook.hub.blobs.get(part.hash, part.size_bytes)
+
+
+def fetch(notebook: Notebook, session: RemoteSession, name: str) -> Any:
+    """One name's value by SideRequest: checked by its seal, then unpickled into this kernel."""
+    from .names_home import read_value
+
+    reply, buffers = session.side("fetch", {"name": name}, timeout_seconds=600.0)
+    verify_side(reply.value_key, reply.id, reply.groups, reply.mac)
+    if not reply.groups:
+        raise error(
+            ErrorCode.NOT_FOUND, f"{name!r} is not in session {session.name!r}", next="`%modal names` lists them"
+        )
+    return read_value(reply.groups[0], buffers, blob_reader(notebook), notebook.shell.user_ns, session.names)
+
+
+def verify_side(value_key: str, id: str, groups: Sequence[NameGroup], mac: str) -> None:
+    """Raises INTEGRITY unless the worker sealed this answer for this question."""
+    if not value_key:
+        raise error(ErrorCode.INTEGRITY, "the answer came without a key to check it with, and was not opened")
+    verify(value_key, f"side:{id}", groups, mac)
+
+
+def files_lines(files: Sequence[FileChange]) -> list[str]:
+    """What the cell wrote over the notebook's folder, and the command that brings it here."""
+    written = [f for f in files if not f.deleted]
+    deleted = [f.path for f in files if f.deleted]
+    lines = []
+    if written:
+        shown = ", ".join(f"{f.path} ({size_text(f.size_bytes)})" for f in itertools.islice(written, SHOWN_FILES))
+        more = f" and {len(written) - SHOWN_FILES} more" if len(written) > SHOWN_FILES else ""
+        lines.append(f"written there: {shown}{more}; `%modal get {_quoted(written[0].path)}` brings it here")
+    if deleted:
+        lines.append(f"deleted there only: {', '.join(deleted[:SHOWN_FILES])}")
+    return lines
+
+
+def size_text(size_bytes: int) -> str:
+    """Bytes for a person, in decimal units."""
+    size = float(size_bytes)
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def _quoted(path: str) -> str:
+    return f'"{path}"' if " " in path else path
