@@ -1,0 +1,103 @@
+"""Cells: warm, printing, many lines, first in a fresh container, interrupts."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from .harness import House
+from .report import Figure
+
+ROUNDS = 60
+LINES = 200_000
+
+
+def warm_cell(house: House) -> Iterator[Figure]:
+    """`x = 1` under %%modal and in a plain local kernel, in turn."""
+    local, remote = house.kernel(), house.kernel()
+    try:
+        remote.check("%load_ext cellburst_jupyter")
+        remote.check("%%modal\nx = 1")
+        for _ in range(5):
+            local.check("x = 1"), remote.check("%%modal\nx = 1")
+        ours, theirs = [], []
+        for _ in range(ROUNDS):
+            theirs.append(local.check("x = 1").seconds)
+            ours.append(remote.check("%%modal\nx = 1").seconds)
+        ratio = statistics.median(ours) / statistics.median(theirs)
+        yield Figure(
+            "warm cell `x = 1`", ratio, "times a local ipykernel", 3.0, "max",
+            f"{statistics.median(ours) * 1e3:.1f} ms against {statistics.median(theirs) * 1e3:.1f} ms, medians of {ROUNDS}",
+        )  # fmt: skip
+        remote.check(
+            "import numpy as np\nsmall = {i: str(i) for i in range(5000)}\narr = np.arange(60_000)\ntext = 'x' * 100_000"
+        )
+        remote.check("%%modal\ny = len(small) + arr.size + len(text)")
+        plain, named = [], []
+        for _ in range(ROUNDS):
+            plain.append(remote.check("%%modal\ny = 1").seconds)
+            named.append(remote.check("%%modal\ny = arr.size + len(text)").seconds)
+        extra = statistics.median(named) / statistics.median(plain) - 1
+        yield Figure(
+            "names under 1 MB, sent before", extra * 100, "% more than a warm cell", 5.0, "max",
+            f"{statistics.median(named) * 1e3:.2f} ms against {statistics.median(plain) * 1e3:.2f} ms: an array of 480 KB and a text of 100 KB",
+        )  # fmt: skip
+    finally:
+        local.close(), remote.close()
+
+
+def print_latency(house: House) -> Iterator[Figure]:
+    """From print() in the container to the message at the notebook's front end."""
+    kernel = house.kernel()
+    try:
+        kernel.check("%load_ext cellburst_jupyter")
+        kernel.check("%%modal\nimport time")
+        delays: list[float] = []
+
+        def arrived(message: dict[str, Any]) -> None:
+            if message["msg_type"] == "stream":
+                now = time.time()
+                delays.extend(now - float(line) for line in message["content"]["text"].split())
+
+        kernel.check("%%modal\nfor _ in range(60):\n    print(time.time())\n    time.sleep(0.05)", arrived)
+        yield Figure("print to notebook, median", statistics.median(delays) * 1e3, "ms", 30.0, "max",
+                     f"{len(delays)} lines, 95th percentile {sorted(delays)[int(len(delays) * 0.95)] * 1e3:.1f} ms")  # fmt: skip
+    finally:
+        kernel.close()
+
+
+def many_lines(house: House) -> Iterator[Figure]:
+    """200,000 short lines: complete, in order, and how long."""
+    local, remote = house.kernel(), house.kernel()
+    try:
+        remote.check("%load_ext cellburst_jupyter")
+        remote.check("%%modal\nx = 1")
+        code = f"for i in range({LINES}):\n    print(i)"
+        theirs = local.check(code)
+        ours = remote.check("%%modal\n" + code)
+        expected = "".join(f"{i}\n" for i in range(LINES))
+        complete = ours.text == expected
+        yield Figure(
+            f"{LINES:,} short lines", ours.seconds / theirs.seconds if complete else float("inf"), "times a local ipykernel", 3.0, "max",
+            f"{ours.seconds:.2f} s against {theirs.seconds:.2f} s; complete and in order: {complete}",
+        )  # fmt: skip
+    finally:
+        local.close(), remote.close()
+
+
+def first_cell(house: House) -> Iterator[Figure]:
+    """A session's first cell in a fresh mirror container, gateway and worker being up."""
+    kernel = house.kernel()
+    try:
+        kernel.check("%load_ext cellburst_jupyter")
+        kernel.check("%%modal session=warmup\nx = 1")
+        seconds = []
+        for number in range(5):
+            seconds.append(kernel.check(f"%%modal session=fresh{number}\nx = 1").seconds)
+            kernel.check(f"%modal stop session=fresh{number}")
+        yield Figure("first cell in a fresh mirror container, median", statistics.median(seconds), "s", 3.5, "max",
+                     f"of {len(seconds)}: {', '.join(f'{s:.2f}' for s in seconds)}")  # fmt: skip
+    finally:
+        kernel.close()

@@ -1,0 +1,45 @@
+"""One JupyterLab server, one Chromium, and a house of their own for the browser tests."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from bench.harness import House, house
+
+from .lab import CHROMIUM_FLAGS, LabServer, lab_server, new_page
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[House]:
+    """A gateway and worker for the module, with two simulated A100; the first cell starts them."""
+    with house("A100:2") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def lab(place: House) -> Iterator[LabServer]:
+    """JupyterLab on a folder of notebooks."""
+    with lab_server(place) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Headless Chromium."""
+    program = shutil.which("chromium")
+    assert program is not None, "Chromium is not installed: `make test` as root installs it"
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, args=CHROMIUM_FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A fresh page."""
+    with new_page(browser) as made:
+        yield made

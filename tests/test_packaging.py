@@ -1,0 +1,88 @@
+"""The built wheel in an environment of a user's own: `%%modal` works in its kernels with no other step."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = """
+import os, sys
+from jupyter_client.manager import KernelManager
+manager = KernelManager(kernel_name="python3")
+manager.start_kernel()
+client = manager.blocking_client()
+client.start_channels()
+client.wait_for_ready(timeout=60)
+def run(code):
+    texts = []
+    def hook(m):
+        if m["msg_type"] == "stream": texts.append(m["content"]["text"])
+        if m["msg_type"] == "error": texts.append("ERROR " + "\\n".join(m["content"]["traceback"]))
+    client.execute_interactive(code, output_hook=hook, timeout=60, allow_stdin=False)
+    return "".join(texts)
+sent = run("import cellburst_jupyter; number = 6")
+print(run("%%modal card=off\\nanswer = number * 7\\nprint('there', answer)"))
+print(run("print('here', answer)"))
+print(run("print(cellburst_jupyter.__file__)"))
+manager.shutdown_kernel(now=True)
+client.stop_channels()
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(target), str(ROOT)],
+        check=True, capture_output=True, timeout=100,
+    )  # fmt: skip
+    (built,) = target.glob("*.whl")
+    return built
+
+
+def test_the_wheel_has_the_packages_and_the_autoload_file_and_no_tests(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    for package in ("cellburst", "cellburst_protocol", "cellburst_runtime", "cellburst_runner", "cellburst_worker",
+                    "cellburst_gateway", "cellburst_jupyter"):  # fmt: skip
+        assert f"{package}/__init__.py" in names
+    assert any(n.endswith("data/etc/ipython/ipython_kernel_config.json") for n in names)
+    assert any(n.endswith("prices.toml") for n in names)
+    assert not [n for n in names if n.startswith(("tests/", "bench/"))]
+
+
+@pytest.mark.timeout(240)
+def test_modal_works_in_a_fresh_environment(wheel: Path, tmp_path: Path) -> None:
+    """The venv gets the wheel's own files; its dependencies come from the environment that runs the tests."""
+    home = tmp_path / "env"
+    venv.create(home, with_pip=False, symlinks=True)
+    python = home / "bin" / "python"
+    uv = Path(sys.executable).parent / "uv"
+    subprocess.run(
+        [str(uv), "pip", "install", "-q", "--python", str(python), "--no-deps", str(wheel)], check=True, timeout=100
+    )
+    here = subprocess.run([sys.executable, "-c", "import msgspec, pathlib; print(pathlib.Path(msgspec.__file__).parent.parent)"],
+                          capture_output=True, text=True, check=True).stdout.strip()  # fmt: skip
+    site = next(home.glob("lib/python3*/site-packages"))
+    borrowed = tmp_path / "borrowed"
+    borrowed.mkdir()
+    for entry in Path(here).iterdir():
+        if not entry.name.startswith(("cellburst", "_cellburst", "__editable__")):
+            (borrowed / entry.name).symlink_to(entry)
+    (site / "dependencies.pth").write_text(str(borrowed) + "\n")
+    environment = {**os.environ, "CELLBURST_DATA": str(tmp_path / "data"), "CELLBURST_RUN": str(tmp_path / "run"),
+                   "CELLBURST_CONFIG": str(tmp_path / "none"), "JUPYTER_PATH": str(Path(sys.prefix) / "share" / "jupyter")}  # fmt: skip
+    try:
+        ran = subprocess.run(
+            [str(python), "-c", SCRIPT], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=200
+        )
+        assert "there 42" in ran.stdout and "here 42" in ran.stdout, ran.stdout + ran.stderr
+        assert str(site) in ran.stdout, "the wheel's own code ran"
+    finally:
+        subprocess.run([str(python), "-m", "cellburst", "down"], env=environment, timeout=60, check=False)

@@ -1,0 +1,149 @@
+"""A container's life: start, cells, ends. The runner is the real one, in plain processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+from cellburst_protocol import mac
+from cellburst_protocol import messages as m
+from cellburst_protocol.states import EndReason
+from tests.fakes.fake_gateway import MASTER_KEY
+from tests.worker.conftest import MIRROR, Setup
+
+
+async def test_a_cell_from_start_to_end(setup: Setup) -> None:
+    container = await setup.ready(prepare_call="call-0")
+    got, ready = await container.until(m.ContainerReady)
+    assert [phase.name for phase in ready.phases] == ["image", "boot", "enter"]
+    assert got.call == "call-0" and ready.engine.name == "plain" and "a note of the engine" in ready.notes
+    await container.run("call-1", "print('hello'); x = 41 + 1")
+    done, cell = await container.until(m.CellDone, "call-1")
+    assert cell.status == "ok" and done.json()["status"] == "ok"
+    assert container.text("call-1") == "hello\n"
+    mac.verify(mac.value_key(MASTER_KEY, "call-1"), "out", cell.home, cell.mac)
+    assert [g.sequence for g in container.events] == list(range(1, len(container.events) + 1))
+    assert container.duplicates == 0
+
+
+async def test_files_are_listed_and_fetched_and_put(setup: Setup) -> None:
+    container = await setup.ready()
+    await container.run("call-1", "open('report.csv', 'w').write('a,b')")
+    _, cell = await container.until(m.CellDone, "call-1")
+    assert ("report.csv", 3) in [(f.path, f.size_bytes) for f in cell.files]
+    reply, _ = await container.ask("file_get", path="report.csv")
+    assert reply.blob is not None
+    blobs = setup.gateway.folder / "blobs"
+    source = blobs / reply.blob.hash[:2] / reply.blob.hash
+    assert source.read_bytes() == b"a,b"
+    await container.ask("file_put", path="copy.csv", hash=reply.blob.hash, size_bytes=3)
+    await container.run("call-2", "print(open('copy.csv').read())")
+    await container.until(m.CellDone, "call-2")
+    assert container.text("call-2") == "a,b\n"
+    reply, _ = await container.ask("file_get", path="nowhere")
+    assert reply.error is not None and reply.error.code == "request.not_found"
+
+
+async def test_a_timeout_interrupts_and_is_said(setup: Setup) -> None:
+    container = await setup.ready()
+    await container.run("call-1", "import time\ntime.sleep(60)", timeout_seconds=0.3)
+    got, cell = await container.until(m.CellDone, "call-1", 20)
+    assert cell.ended_by is EndReason.TIMEOUT and got.json()["ename"] == "KeyboardInterrupt"
+    assert "timeout=0.3s" in container.of(m.Notice, "call-1")[0][1].text
+
+
+async def test_an_interrupt_reaches_the_code(setup: Setup) -> None:
+    container = await setup.ready()
+    await container.run("call-1", "import time\ntime.sleep(60)")
+    await container.until(m.CellStarted, "call-1")
+    setup.gateway.notify(m.Interrupt(container="c1", call="call-1", level=1))
+    got, cell = await container.until(m.CellDone, "call-1", 10)
+    assert got.json()["ename"] == "KeyboardInterrupt" and cell.ended_by is None
+
+
+async def test_a_cell_cancelled_during_the_start_never_runs(setup: Setup) -> None:
+    setup.runtime.start_gate = asyncio.Event()
+    await setup.gateway.joined()
+    container = await setup.gateway.start("c1", MIRROR)
+    await container.run("call-1", "open('ran', 'w')")
+    setup.gateway.notify(m.Interrupt(container="c1", call="call-1", level=1))
+    _, cell = await container.until(m.CellDone, "call-1", 10)
+    assert cell.status == "aborted" and cell.ended_by is EndReason.CANCELLED
+    setup.runtime.start_gate.set()
+    await container.until(m.ContainerReady)
+    await container.run("call-2", "import os; print(os.path.exists('ran'))")
+    await container.until(m.CellDone, "call-2")
+    assert container.text("call-2") == "False\n"
+
+
+async def test_a_killed_sandbox_ends_at_once_and_leaves_nothing(setup: Setup) -> None:
+    container = await setup.ready(gpus=["SIM-0"])
+    process = setup.runtime.containers["c1"].process
+    os.killpg(process.pid, signal.SIGKILL)
+    _, ended = await container.until(m.ContainerEnded, seconds=10)
+    assert ended.reason is EndReason.CONTAINER_LOST and ended.error is not None
+    async with asyncio.timeout(10):
+        while setup.worker.containers:
+            await asyncio.sleep(0.01)
+    assert not (setup.folder / "run" / "c1").exists()
+    assert not (setup.folder / "data" / "spool" / "c1").exists()
+    await setup.ready("c2", gpus=["SIM-0"])  # its GPU is free again
+
+
+async def test_a_silent_runner_is_lost(setup: Setup) -> None:
+    container = await setup.ready()
+    process = setup.runtime.containers["c1"].process
+    os.kill(process.pid, signal.SIGSTOP)
+    _, ended = await container.until(m.ContainerEnded, seconds=20)
+    assert ended.reason is EndReason.CONTAINER_LOST
+    assert ended.error is not None and "no sign" in ended.error.message
+
+
+async def test_out_of_memory_names_the_limit(setup: Setup) -> None:
+    container = await setup.ready()
+    setup.runtime.containers["c1"].cause = "oom"
+    os.killpg(setup.runtime.containers["c1"].process.pid, signal.SIGKILL)
+    _, ended = await container.until(m.ContainerEnded, seconds=10)
+    assert ended.reason is EndReason.OUT_OF_MEMORY
+    assert ended.error is not None and "4096 MiB" in ended.error.message
+
+
+async def test_a_runner_that_cannot_start_is_told_with_its_words(setup: Setup) -> None:
+    setup.runtime.command = ["/bin/sh", "-c", "exit 7"]
+    await setup.gateway.joined()
+    container = await setup.gateway.start("c1", MIRROR)
+    _, ended = await container.until(m.ContainerEnded, seconds=10)
+    assert ended.reason is EndReason.START_FAILED
+    assert ended.error is not None and "exit code 7" in ended.error.message
+    assert not (setup.folder / "run" / "c1").exists()
+
+
+async def test_a_stop_ends_with_its_reason(setup: Setup) -> None:
+    container = await setup.ready()
+    await container.run("call-1", "import time\ntime.sleep(60)")
+    await container.until(m.CellStarted, "call-1")
+    await setup.gateway.request(m.StopContainer(container="c1", reason=EndReason.STOPPED, grace_seconds=5))
+    _, ended = await container.until(m.ContainerEnded, seconds=10)
+    assert ended.reason is EndReason.STOPPED
+    assert container.of(m.CellDone, "call-1")  # the grace let the interrupted cell end
+
+
+async def test_a_stop_while_starting_cancels_the_start(setup: Setup) -> None:
+    setup.runtime.start_gate = asyncio.Event()
+    await setup.gateway.joined()
+    container = await setup.gateway.start("c1", MIRROR)
+    await setup.gateway.request(m.StopContainer(container="c1", reason=EndReason.CANCELLED))
+    _, ended = await container.until(m.ContainerEnded, seconds=10)
+    assert ended.reason is EndReason.CANCELLED
+    assert not (setup.folder / "run" / "c1").exists()
+
+
+async def test_the_heartbeat_tells_usage(setup: Setup) -> None:
+    await setup.ready(gpus=["SIM-1"])
+    beat = await setup.gateway.wait(
+        lambda: next((b for b in setup.gateway.heartbeats if b.usage and b.usage[0].cpu_cores is not None), None)
+    )
+    usage = beat.usage[0]
+    assert (usage.container, usage.cpu_cores, usage.memory_bytes) == ("c1", 0.0, 64 << 20)
+    assert [gpu.uuid for gpu in usage.gpus] == ["SIM-1"] and usage.uptime_seconds > 0
