@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,8 +152,9 @@ class Cgroup:
         """All processes in the group and below it."""
         found: set[int] = set()
         for folder in self.host.folders(self.name):
-            for procs in (folder / "cgroup.procs", *folder.glob("**/cgroup.procs")):
-                found.update(_read_pids(procs))
+            # os.walk, unlike a glob, passes over a group that is removed while it looks.
+            for group, _, _ in os.walk(folder):
+                found.update(_read_pids(Path(group) / "cgroup.procs"))
         return sorted(found)
 
     def cpu_seconds(self) -> float | None:
@@ -231,9 +233,9 @@ def _enable_controllers(folder: Path) -> None:
 
 
 def _remove_tree(folder: Path) -> None:
-    for child in sorted(folder.glob("**/"), key=lambda path: len(path.parts), reverse=True):
+    for child, _, _ in os.walk(folder, topdown=False):
         try:
-            child.rmdir()
+            os.rmdir(child)
         except OSError as problem:
             if problem.errno not in (errno.EBUSY, errno.ENOENT, errno.ENOTEMPTY):
                 raise
