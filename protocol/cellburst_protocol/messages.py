@@ -22,7 +22,9 @@ from .messages_control import (
     Hello,
     Interrupt,
     Logs,
+    ParkSession,
     SessionFound,
+    SessionParked,
     SessionRow,
     Shutdown,
     Status,
@@ -53,11 +55,28 @@ from .messages_parts import (
     Inventory,
     MirrorSpec,
     NameGroup,
+    ParkedInfo,
     PhaseTime,
     RemoteName,
+    SnapshotUsage,
+    StartKind,
     ValuePart,
+    WarmContainer,
 )
-from .messages_runner import ExecutorEnded, RunnerCredit, RunnerHello, RunnerPing, RunnerPong, RunnerReady, RunnerStart
+from .messages_runner import (
+    ExecutorEnded,
+    RunnerCredit,
+    RunnerDetach,
+    RunnerFreeze,
+    RunnerFrozen,
+    RunnerHello,
+    RunnerLoadNames,
+    RunnerNamesLoaded,
+    RunnerPing,
+    RunnerPong,
+    RunnerReady,
+    RunnerStart,
+)
 from .messages_session import (
     Ack,
     CellAccepted,
@@ -74,12 +93,16 @@ from .messages_session import (
     UsageReport,
 )
 from .messages_worker import (
+    ContainerParked,
     ContainerReady,
     ContainerReport,
     ContainerStream,
+    ForgetParked,
     Heartbeat,
     Joined,
     JoinWorker,
+    ParkContainer,
+    ParkFailed,
     StartContainer,
     StopContainer,
 )
@@ -97,6 +120,8 @@ Event = (
     | CellDone
     | CallEnded
     | ContainerEnded
+    | ContainerParked
+    | ParkFailed
     | ExecutorEnded
 )
 
@@ -107,6 +132,8 @@ Message = (
     | Welcome
     | Interrupt
     | StopSession
+    | ParkSession
+    | SessionParked
     | GetStatus
     | Status
     | GetLogs
@@ -133,6 +160,8 @@ Message = (
     | Joined
     | StartContainer
     | StopContainer
+    | ParkContainer
+    | ForgetParked
     | ContainerStream
     | Heartbeat
     | RunnerHello
@@ -141,6 +170,11 @@ Message = (
     | RunnerPing
     | RunnerPong
     | RunnerCredit
+    | RunnerFreeze
+    | RunnerFrozen
+    | RunnerDetach
+    | RunnerLoadNames
+    | RunnerNamesLoaded
 )
 
 _encoder = msgspec.json.Encoder()
@@ -162,13 +196,15 @@ def decode(head: Buffer) -> Message:
 
 __all__ = [
     "Ack", "CallEnded", "CellAccepted", "CellDone", "CellRefused", "CellStarted", "CommMessage", "ContainerEnded",
-    "ContainerInfo", "ContainerReady", "ContainerReport", "ContainerStarted", "ContainerStream", "ContainerUsage",
-    "CostLine", "CostReport", "Done", "EngineInfo", "Event", "ExecutorEnded", "FileChange", "FindSession",
-    "GetCost", "GetLogs", "GetStatus", "GpuShown", "GpuUsage", "Heartbeat", "Hello", "IOPub", "Interrupt",
-    "Inventory", "JoinWorker", "Joined", "Logs", "Message", "MirrorSpec", "NameGroup", "NamesData", "NamesNeeded",
-    "Notice", "Numbered", "Phase", "PhaseTime", "Queued", "RemoteName", "RunCell", "RunnerCredit", "RunnerHello",
-    "RunnerPing", "RunnerPong", "RunnerReady", "RunnerStart", "SessionFound", "SessionInfo", "SessionRow",
-    "SessionStream", "Shutdown", "SideReply", "SideRequest", "StartContainer", "Status", "StdinReply",
-    "StdinRequest", "StopContainer", "StopSession", "UsageReport", "ValuePart", "Welcome", "WorkerRow", "decode",
-    "encode",
+    "ContainerInfo", "ContainerParked", "ContainerReady", "ContainerReport", "ContainerStarted", "ContainerStream",
+    "ContainerUsage", "CostLine", "CostReport", "Done", "EngineInfo", "Event", "ExecutorEnded", "FileChange",
+    "FindSession", "ForgetParked", "GetCost", "GetLogs", "GetStatus", "GpuShown", "GpuUsage", "Heartbeat", "Hello",
+    "IOPub", "Interrupt", "Inventory", "JoinWorker", "Joined", "Logs", "Message", "MirrorSpec", "NameGroup",
+    "NamesData", "NamesNeeded", "Notice", "Numbered", "ParkContainer", "ParkFailed", "ParkSession", "ParkedInfo",
+    "Phase", "PhaseTime", "Queued", "RemoteName", "RunCell", "RunnerCredit", "RunnerDetach", "RunnerFreeze",
+    "RunnerFrozen", "RunnerHello", "RunnerLoadNames", "RunnerNamesLoaded", "RunnerPing", "RunnerPong", "RunnerReady",
+    "RunnerStart", "SessionFound", "SessionInfo", "SessionParked", "SessionRow", "SessionStream", "Shutdown",
+    "SideReply", "SideRequest", "SnapshotUsage", "StartContainer", "StartKind", "Status", "StdinReply",
+    "StdinRequest", "StopContainer", "StopSession", "UsageReport", "ValuePart", "WarmContainer", "Welcome",
+    "WorkerRow", "decode", "encode",
 ]  # fmt: skip

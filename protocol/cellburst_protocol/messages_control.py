@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from .messages_base import Base
-from .messages_parts import ContainerInfo, Inventory
+from .messages_parts import ContainerInfo, Inventory, ParkedInfo, SnapshotUsage
 from .states import EndReason, SessionState, WorkerState
 
 
@@ -68,6 +68,23 @@ class StopSession(Base, kw_only=True, tag="stop_session"):
     reason: EndReason = EndReason.STOPPED
 
 
+class ParkSession(Base, kw_only=True, tag="park_session"):
+    """Put an idle session away now (by id, or by notebook and name). Answered with SessionParked when it is safe on disk,
+    else an error (BUSY while a cell runs; NOT_FOUND; START_FAILED with the worker's reason: it lives on then)."""
+
+    session: str = ""
+    notebook: str = ""
+    name: str = ""
+
+
+class SessionParked(Base, kw_only=True, tag="session_parked"):
+    """The session is parked: nothing runs, nothing costs. The next cell brings it back."""
+
+    parked: ParkedInfo
+    seconds: float = 0.0
+    notes: list[str] = []
+
+
 class GetStatus(Base, kw_only=True, tag="get_status"):
     """Ask for Status."""
 
@@ -86,6 +103,7 @@ class SessionRow(msgspec.Struct, kw_only=True, omit_defaults=True):
     last_used_unix_seconds: float = 0.0
     cost_usd: str = "0"
     names: list[str] = []
+    parked: ParkedInfo | None = None
 
 
 class WorkerRow(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -97,6 +115,7 @@ class WorkerRow(msgspec.Struct, kw_only=True, omit_defaults=True):
     pid: int = 0
     free_gpus: list[str] = []
     last_seen_seconds: float = 0.0
+    snapshots: SnapshotUsage | None = None
 
 
 class Status(Base, kw_only=True, tag="status"):

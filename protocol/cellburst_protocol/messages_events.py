@@ -9,7 +9,7 @@ from typing import Literal
 
 from .errors import ErrorInfo
 from .messages_base import Base
-from .messages_parts import ContainerInfo, FileChange, NameGroup, PhaseTime, RemoteName
+from .messages_parts import ContainerInfo, FileChange, NameGroup, PhaseTime, RemoteName, StartKind
 from .states import CallState, EndReason
 
 
@@ -29,12 +29,15 @@ class Queued(Base, kw_only=True, tag="queued"):
 
 
 class ContainerStarted(Base, kw_only=True, tag="container_started"):
-    """The session has a new container. `names_lost`: an earlier one is gone and its names with it."""
+    """The session has a new container. `names_lost`: an earlier one is gone and its names with it. `start`: how it came
+    up; "snapshot" and "names" mean that a parked session was resumed, `lost` then are the names that did not come back."""
 
     container: ContainerInfo
     phases: list[PhaseTime] = []
     names_lost: bool = False
     mirror_identity: str = ""
+    start: StartKind = "boot"
+    lost: list[RemoteName] = []
 
 
 class CellStarted(Base, kw_only=True, tag="cell_started"):
@@ -82,6 +85,9 @@ class CellDone(Base, kw_only=True, tag="cell_done"):
     files: list[FileChange] = []
     mac: str = ""
     run_seconds: float = 0.0
+    imported: list[
+        str
+    ] = []  # modules imported since the last cell; the worker keeps them for the template, and not in the log
     ended_by: EndReason | None = None  # set by the worker when it stopped the call: TIMEOUT, CANCELLED
     error: ErrorInfo | None = (
         None  # set by the worker when it did not pass the cell on: values of a wrong seal, no blob

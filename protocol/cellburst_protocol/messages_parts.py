@@ -159,6 +159,50 @@ class PhaseTime(msgspec.Struct, kw_only=True, omit_defaults=True):
     detail: str = ""
 
 
+StartKind = Literal["boot", "template", "snapshot", "names"]
+"""How a container came up, from the slowest rung: an engine's cold boot; a restored template of its image; the session's own
+snapshot (the process as it was); a boot or template into which the parked session's names were loaded by value."""
+
+
+class ParkedInfo(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A parked session's bytes, as its worker keeps them and as lists show them.
+
+    `kind` "snapshot" has the process and the names by value, "names" only the latter (an engine without snapshots, or no
+    disk for one). `lost` are names that could not be saved by value: they come back with the snapshot or not at all.
+    `expires_unix_seconds` 0: the gateway has not said.
+    """
+
+    id: str
+    session: str
+    kind: Literal["snapshot", "names"] = "snapshot"
+    size_bytes: int = 0
+    names: list[str] = []
+    lost: list[RemoteName] = []
+    parked_unix_seconds: float = 0.0
+    expires_unix_seconds: float = 0.0
+    worker: str = ""
+
+
+class WarmContainer(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A restored container that waits for a session: what a warm pool holds. It costs its machine, and nobody is billed."""
+
+    id: str
+    image: str
+    memory_mib: int = 0
+    age_seconds: float = 0.0
+
+
+class SnapshotUsage(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What a worker keeps on disk and warm. `limit_bytes` bounds templates and parked sessions together."""
+
+    template_count: int = 0
+    template_bytes: int = 0
+    parked_count: int = 0
+    parked_bytes: int = 0
+    limit_bytes: int = 0
+    warm: list[WarmContainer] = []
+
+
 class ContainerInfo(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A container as it is shown to people."""
 

@@ -5,7 +5,9 @@ Import these from `messages`, which names them all; `PROTOCOL.md` tells their or
 
 from __future__ import annotations
 
+from .errors import ErrorInfo
 from .messages_base import Base
+from .messages_parts import NameGroup, RemoteName
 from .states import EndReason
 
 
@@ -19,7 +21,13 @@ class RunnerHello(Base, kw_only=True, tag="runner_hello"):
 
 
 class RunnerStart(Base, kw_only=True, tag="runner_start"):
-    """Worker -> runner once: environment to set, links to make, working folder; then executors are started."""
+    """Worker -> runner: environment to set, links to make, working folder; then executors are started.
+
+    `restored`: the runner was just restored from a snapshot and has a live executor: it is given this environment (a
+    variable that is missing here and was in the last RunnerStart is unset), working folder and links, re-seeded when
+    `reseed` (a template: others were restored from the same bytes; a parked session goes on with its own generators),
+    `on_restore` hooks run, then RunnerReady. Also after a checkpoint that failed, with `reseed` false: thawing.
+    """
 
     environment: dict[str, str] = {}
     links: dict[str, str] = {}
@@ -28,13 +36,16 @@ class RunnerStart(Base, kw_only=True, tag="runner_start"):
     output_tail_bytes: int = 1_048_576
     python: list[str] = []  # command line of the executor's interpreter
     matplotlib_backend: str = ""
+    restored: bool = False
+    reseed: bool = False
 
 
 class RunnerReady(Base, kw_only=True, tag="runner_ready"):
-    """The executor is up and idle (again)."""
+    """The executor is up and idle (again). `notes` are for the user: a hook that raised, by name."""
 
     executor_pid: int = 0
     seconds: float = 0.0
+    notes: list[str] = []
 
 
 class RunnerPing(Base, kw_only=True, tag="runner_ping"):
@@ -65,3 +76,46 @@ class ExecutorEnded(Base, kw_only=True, tag="executor_ended"):
     killed_by_runner: bool = False
     text: str = ""
     ended_by: EndReason | None = None  # set by the worker when it asked for it: TIMEOUT
+
+
+class RunnerFreeze(Base, kw_only=True, tag="runner_freeze"):
+    """Worker -> runner: get ready for a checkpoint; answered by RunnerFrozen. The phase before the snapshot: imports
+    `preload` (modules, in order; one that fails is left out), saves names by value when `save_names` (as the cell's values: large
+    parts in out/, at most `limit_bytes` together), runs the hooks of before, collects garbage, and takes no cell until the
+    next RunnerStart. Refused while a cell runs."""
+
+    preload: list[str] = []
+    save_names: bool = False
+    limit_bytes: int = 0
+
+
+class RunnerFrozen(Base, kw_only=True, tag="runner_frozen"):
+    """The answer. `files` are the container's paths of all files that any process has mapped or open, other than
+    those in memory file systems; `groups` the saved names, `lost` those that could not be; `preloaded` what was imported.
+    With `error` nothing was frozen. Raw buffers: the inline parts."""
+
+    files: list[str] = []
+    groups: list[NameGroup] = []
+    lost: list[RemoteName] = []
+    preloaded: list[str] = []
+    notes: list[str] = []
+    error: ErrorInfo | None = None
+
+
+class RunnerDetach(Base, kw_only=True, tag="runner_detach"):
+    """Worker -> runner after RunnerFrozen: close this socket (no host socket may be open in a checkpoint) and dial the same
+    path every 2 ms until somebody answers: the worker of the restored container, or this one if the checkpoint failed."""
+
+
+class RunnerLoadNames(Base, kw_only=True, tag="runner_load_names"):
+    """Worker -> runner, before the first cell: set these names of a parked session. Parts as in RunCell: inline, or
+    files in in/. Answered by RunnerNamesLoaded."""
+
+    groups: list[NameGroup]
+
+
+class RunnerNamesLoaded(Base, kw_only=True, tag="runner_names_loaded"):
+    """What came back, and what did not (why in `detail`: the class is gone, an import fails)."""
+
+    names: list[str] = []
+    lost: list[RemoteName] = []

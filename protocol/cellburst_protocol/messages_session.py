@@ -12,7 +12,7 @@ import msgspec
 from .errors import ErrorInfo
 from .messages_base import Base
 from .messages_control import SessionRow
-from .messages_parts import ContainerInfo, ContainerUsage, MirrorSpec, NameGroup, ValuePart
+from .messages_parts import ContainerInfo, ContainerUsage, MirrorSpec, NameGroup, ParkedInfo, ValuePart
 from .resources import Resources
 from .states import SessionState
 
@@ -47,6 +47,7 @@ class SessionInfo(Base, kw_only=True, tag="session_info"):
     running_call: str = ""
     last_sequence: int = 0
     superseded: SessionRow | None = None
+    parked: ParkedInfo | None = None
 
 
 class RunCell(Base, kw_only=True, tag="run_cell"):

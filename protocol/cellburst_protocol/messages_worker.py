@@ -7,8 +7,20 @@ from __future__ import annotations
 
 import msgspec
 
+from .errors import ErrorInfo
 from .messages_base import Base
-from .messages_parts import ContainerUsage, EngineInfo, GpuUsage, Inventory, MirrorSpec, PhaseTime
+from .messages_parts import (
+    ContainerUsage,
+    EngineInfo,
+    GpuUsage,
+    Inventory,
+    MirrorSpec,
+    ParkedInfo,
+    PhaseTime,
+    RemoteName,
+    SnapshotUsage,
+    StartKind,
+)
 from .resources import Resources
 from .states import ContainerState, EndReason
 
@@ -31,20 +43,24 @@ class JoinWorker(Base, kw_only=True, tag="join_worker"):
     worker: str
     inventory: Inventory
     containers: list[ContainerReport] = []
+    parked: list[ParkedInfo] = []
     pid: int = 0
 
 
 class Joined(Base, kw_only=True, tag="joined"):
     """What the gateway has recorded of the worker's containers: last sequence of each that it adopts; those in `stop`
-    are not (or no longer) the gateway's and are ended. The worker then opens a ContainerStream for each adopted one."""
+    are not (or no longer) the gateway's and are ended, parked sessions in `forget` are removed. The worker then opens a
+    ContainerStream for each adopted one."""
 
     adopted: dict[str, int] = {}
     stop: list[str] = []
+    forget: list[str] = []
 
 
 class StartContainer(Base, kw_only=True, tag="start_container"):
     """Gateway -> worker, control request. Answered with Done when accepted; its progress are events on the container's
-    stream, which the worker opens at once."""
+    stream, which the worker opens at once. `parked` is the id of the session's parked bytes, to be resumed; if they
+    cannot be (gone, corrupt, another engine) the container boots and its ContainerReady says what is missing."""
 
     container: str
     lease: str
@@ -56,6 +72,7 @@ class StartContainer(Base, kw_only=True, tag="start_container"):
     image: MirrorSpec
     engine: str = ""  # "" is the worker's preferred one
     prepare_call: str = ""  # phases are reported as events of this call
+    parked: str = ""
 
 
 class StopContainer(Base, kw_only=True, tag="stop_container"):
@@ -64,6 +81,38 @@ class StopContainer(Base, kw_only=True, tag="stop_container"):
     container: str
     reason: EndReason
     grace_seconds: float = 2.0
+
+
+class ParkContainer(Base, kw_only=True, tag="park_container"):
+    """Gateway -> worker, control request: put the container's session away under the id `parked`. Answered with Done when
+    it has begun. Then either the event ContainerParked and the container's end with EndReason.PARKED, or the event
+    ParkFailed and the container goes on as if nothing had been asked. Names are saved by value up to `names_limit_bytes`.
+    Refused (BUSY) while a cell runs; the same `parked` again is the same request."""
+
+    container: str
+    parked: str
+    names_limit_bytes: int = 1_000_000_000
+
+
+class ForgetParked(Base, kw_only=True, tag="forget_parked"):
+    """Gateway -> worker: these parked sessions have ended or expired; their bytes are removed. Unknown ones are no error."""
+
+    parked: list[str]
+
+
+class ContainerParked(Base, kw_only=True, tag="container_parked"):
+    """Event: the session is safe on the worker's disk; the container ends next. `seconds` is how long it took."""
+
+    parked: ParkedInfo
+    seconds: float = 0.0
+    notes: list[str] = []
+
+
+class ParkFailed(Base, kw_only=True, tag="park_failed"):
+    """Event: the session could not be put away and lives on in its container."""
+
+    parked: str
+    error: ErrorInfo
 
 
 class ContainerStream(Base, kw_only=True, tag="container_stream"):
@@ -75,13 +124,16 @@ class ContainerStream(Base, kw_only=True, tag="container_stream"):
 
 
 class ContainerReady(Base, kw_only=True, tag="container_ready"):
-    """Event: the runner's executor is up."""
+    """Event: the runner's executor is up. `start` is the rung it came up by; `lost` are names of a parked session that
+    did not come back, with the reason in `detail`."""
 
     engine: EngineInfo
     network: str
     phases: list[PhaseTime] = []
     notes: list[str] = []
     python_version: str = ""
+    start: StartKind = "boot"
+    lost: list[RemoteName] = []
 
 
 class Heartbeat(Base, kw_only=True, tag="heartbeat"):
@@ -90,3 +142,4 @@ class Heartbeat(Base, kw_only=True, tag="heartbeat"):
     worker: str
     usage: list[ContainerUsage] = []
     gpus: list[GpuUsage] = []
+    snapshots: SnapshotUsage | None = None

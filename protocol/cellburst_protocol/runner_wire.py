@@ -23,7 +23,9 @@ INITIAL_CREDIT_BYTES = (
     4 * 1024 * 1024
 )  # two of the largest ordinary displays on their way while the worker writes its spool
 # Sent before any waiting event, and without credit.
-CONTROL_TAGS = frozenset({"runner_hello", "runner_ready", "runner_pong", "executor_ended", "side_reply"})
+CONTROL_TAGS = frozenset({
+    "runner_hello", "runner_ready", "runner_pong", "executor_ended", "side_reply", "runner_frozen", "runner_names_loaded",
+})  # fmt: skip
 
 _U32 = struct.Struct(">I")
 

@@ -30,6 +30,8 @@ class SessionState(enum.StrEnum):
     STARTING = "starting"
     IDLE = "idle"
     BUSY = "busy"
+    PARKING = "parking"  # idle, and being put away; a cell that comes now waits for that and resumes it
+    PARKED = "parked"  # put away: no container, no lease, no cost; the next cell brings it back
     SUPERSEDED = "superseded"  # its kernel was restarted and another took the name; kept for a while
     ENDED = "ended"
 
@@ -67,6 +69,7 @@ class EndReason(enum.StrEnum):
     TIMEOUT = "timeout"
     BUDGET = "budget"
     IDLE = "idle"
+    PARKED = "parked"  # of a container: its session was put away
     KERNEL_GONE = "kernel_gone"
     SUPERSEDED = "superseded"
     EVICTED = "evicted"
@@ -106,13 +109,29 @@ CALL_TRANSITIONS: dict[CallState, frozenset[CallState]] = {
 
 SESSION_TRANSITIONS: dict[SessionState, frozenset[SessionState]] = {
     SessionState.STARTING: frozenset(
-        {SessionState.IDLE, SessionState.BUSY, SessionState.SUPERSEDED, SessionState.ENDED}
+        {
+            SessionState.IDLE,
+            SessionState.BUSY,
+            SessionState.PARKED,
+            SessionState.SUPERSEDED,
+            SessionState.ENDED,
+        }
     ),
     SessionState.IDLE: frozenset(
-        {SessionState.STARTING, SessionState.BUSY, SessionState.SUPERSEDED, SessionState.ENDED}
+        {
+            SessionState.STARTING,
+            SessionState.BUSY,
+            SessionState.PARKING,
+            SessionState.SUPERSEDED,
+            SessionState.ENDED,
+        }
     ),
+    SessionState.PARKING: frozenset(
+        {SessionState.PARKED, SessionState.IDLE, SessionState.SUPERSEDED, SessionState.ENDED}
+    ),
+    SessionState.PARKED: frozenset({SessionState.STARTING, SessionState.SUPERSEDED, SessionState.ENDED}),
     SessionState.BUSY: frozenset({SessionState.IDLE, SessionState.SUPERSEDED, SessionState.ENDED}),
-    SessionState.SUPERSEDED: frozenset({SessionState.IDLE, SessionState.BUSY, SessionState.ENDED}),
+    SessionState.SUPERSEDED: frozenset({SessionState.IDLE, SessionState.BUSY, SessionState.PARKED, SessionState.ENDED}),
     SessionState.ENDED: frozenset(),
 }
 

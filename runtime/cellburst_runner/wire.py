@@ -21,7 +21,9 @@ PROTOCOL_VERSION = (1, 0)
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # as framing.MAX_MESSAGE_BYTES: one display of a large figure
 INITIAL_CREDIT_BYTES = 4 * 1024 * 1024  # events a runner may send before the first runner_credit
 # These are sent before any waiting event and take no credit.
-CONTROL_TAGS = frozenset({"runner_hello", "runner_ready", "runner_pong", "executor_ended", "side_reply"})
+CONTROL_TAGS = frozenset({
+    "runner_hello", "runner_ready", "runner_pong", "executor_ended", "side_reply", "runner_frozen", "runner_names_loaded",
+})  # fmt: skip
 
 _U32 = struct.Struct(">I")
 _U16 = struct.Struct(">H")
