@@ -235,7 +235,7 @@ def _enable_controllers(folder: Path) -> None:
 def _remove_tree(folder: Path) -> None:
     for child, _, _ in os.walk(folder, topdown=False):
         try:
-            os.rmdir(child)
+            Path(child).rmdir()
         except OSError as problem:
             if problem.errno not in (errno.EBUSY, errno.ENOENT, errno.ENOTEMPTY):
                 raise
