@@ -307,13 +307,28 @@ def test_positions_count_the_waiting_and_evictions_are_true(scene: tuple[list[Re
     assert len(named) == len(set(named))
     if waiting and waiting[0].evict:
         first = next(r for r in queue if outcomes[r.id] is waiting[0])
-        before = queue[: queue.index(first)]
+        # those before it have been placed by then, and hold what they were given
+        before = [(r, outcomes[r.id]) for r in queue[: queue.index(first)]]
         kept = [
-            Machine(m.worker, m.inventory, tuple(h for h in m.holdings if h.lease not in waiting[0].evict), m.state)
+            Machine(
+                m.worker, m.inventory,
+                (
+                    *(h for h in m.holdings if h.lease not in waiting[0].evict),
+                    *(_held(r, o) for r, o in before if isinstance(o, Placed) and o.worker == m.worker),
+                ),
+                m.state,
+            )
             for m in fleet
-        ]
+        ]  # fmt: skip
         assert all(h.evictable for m in fleet for h in m.holdings if h.lease in waiting[0].evict)
-        assert isinstance(place_all([*before, first], kept)[first.id], Placed)
+        assert isinstance(place_all([first], kept)[first.id], Placed)
+
+
+def _held(request: Request, placed: Placed) -> Holding:
+    return Holding(
+        lease=f"lease-{request.id}", who=request.id, gpus=frozenset(placed.uuids), cpu=request.resources.cpu,
+        memory_mib=request.resources.memory_mib, opened_unix_seconds=2000.0, evictable=False,
+    )  # fmt: skip
 
 
 @settings(max_examples=100, deadline=None)

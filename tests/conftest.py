@@ -1,0 +1,12 @@
+"""For all tests: property tests draw the same examples in every run, so that a red run is somebody's change.
+
+`HYPOTHESIS_PROFILE=explore` draws new ones; what it finds becomes a test of its own.
+"""
+
+import os
+
+from hypothesis import settings
+
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("explore", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
