@@ -1,6 +1,8 @@
 """Values over 1 MiB on this machine: the blob folder, and HTTP to the gateway when that folder is not the gateway's own.
 
 Layout, shared with gateway and kernels: FOLDER/<first two hex digits>/<hash>, written as FOLDER/tmp/<random> and renamed.
+A blob without write permission is sealed: nothing but its one writer ever had it open for writing, and a kernel may map it
+instead of copying it. A file that was moved here from a container is not: something in there may still have it open.
 Everything here blocks and is called in a thread.
 """
 
@@ -24,8 +26,11 @@ from cellburst_protocol.errors import CellburstError, ErrorCode, error
 from cellburst_protocol.messages import ValuePart
 
 HASH = re.compile(r"[0-9a-f]{64}")
-CHUNK_BYTES = 1024 * 1024  # is hashed and written while it is still in the processor's cache
-FREE_BYTES = 16 * 1024 * 1024
+# Read, hashed and written at a time, and freed in the source when it is copied: a huge page, because Linux gives a freed one
+# of that size to the next that asks for it. With 1 or 16 MiB the copy took memory that this machine had not used for a while,
+# which costs seconds for a gigabyte where a hypervisor has taken it back.
+CHUNK_BYTES = 2 * 1024 * 1024
+SEALED_MODE, MOVED_MODE = 0o444, 0o644  # who may reach a blob at all is what its folder's mode says
 HTTP_TIMEOUT_SECONDS = 30.0  # without a byte moving
 
 _fallocate = getattr(ctypes.CDLL(None), "fallocate", None)  # only on Linux
@@ -81,7 +86,7 @@ class BlobFolder:
             partial = target.with_name(f".{hash}.{secrets.token_hex(4)}")
             shutil.copyfile(source, partial)
             partial.replace(target)
-        target.chmod(0o444)
+        target.chmod(stat.S_IMODE(target.stat().st_mode) | 0o444)  # seals nothing that is not
 
     def take_file(self, folder: Path, name: str, size_bytes: int) -> str:
         """Move FOLDER/NAME, which a container wrote, in here and return its hash.
@@ -131,7 +136,7 @@ class BlobFolder:
                 return hash
             if os.geteuid() == 0:
                 os.fchown(fd, 0, 0)
-            os.fchmod(fd, 0o444)
+            os.fchmod(fd, MOVED_MODE)
             return _hash_fd(fd, size_bytes)
         finally:
             os.close(fd)
@@ -171,19 +176,18 @@ def _open_regular(path: Path, size_bytes: int, access: int = os.O_RDONLY) -> int
 
 def _hash_fd(fd: int, size_bytes: int, copy_to: Path | None = None, *, free: bool = False) -> str:
     """Hash a file, and copy it. `free`: the file is not needed afterwards, and gives its memory back as it is copied, which
-    the copy then takes: a gigabyte of page cache that was never used before can cost seconds on a virtual machine."""
+    the copy then takes."""
     # By read and not by mmap: a container that cuts the file short meanwhile must give an error and no SIGBUS.
-    hasher, done, freed = blake3(), 0, 0
+    hasher, done = blake3(), 0
     buffer = memoryview(bytearray(min(CHUNK_BYTES, max(size_bytes, 1))))
-    out = os.open(copy_to, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444) if copy_to else -1
+    out = os.open(copy_to, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, SEALED_MODE) if copy_to else -1
     try:
         while got := os.readv(fd, [buffer]):
             hasher.update(buffer[:got])
-            done += got
             _write_all(out, buffer[:got])
-            if free and done - freed >= FREE_BYTES:
-                _punch(fd, freed, done - freed)
-                freed = done
+            if free:
+                _punch(fd, done, got)
+            done += got
     finally:
         if out >= 0:
             os.close(out)
@@ -243,7 +247,7 @@ class GatewayBlobs:
 
     def _download(self, hash: str, size_bytes: int, temporary: Path) -> None:
         connection = self._connect()
-        out = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+        out = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, SEALED_MODE)
         hasher, done = blake3(max_threads=blake3.AUTO), 0
         try:
             connection.request("GET", self._path(hash), headers=self._headers())

@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -56,6 +56,21 @@ class BlobFolder:
         if not self.path(hash).is_file():
             return False
         return workspace == self._home or self._mark(workspace, hash).exists()
+
+    def missing(self, workspace: str, hashes: Iterable[str]) -> list[str]:
+        """Those that this workspace may not read or that are not there. The others count as used now, so that they stay for
+        who is about to fetch them. Raises RequestError for what is no hash."""
+        found: list[str] = []
+        for hash in hashes:
+            try:
+                if not self.may_read(workspace, hash):
+                    found.append(hash)
+                else:
+                    with contextlib.suppress(PermissionError):
+                        os.utime(self.path(hash))
+            except FileNotFoundError:
+                found.append(hash)
+        return found
 
     def _mark(self, workspace: str, hash: str) -> Path:
         return self.folder / "owners" / blake3(workspace.encode()).hexdigest()[:32] / hash

@@ -9,7 +9,7 @@ import pytest
 from blake3 import blake3
 
 from cellburst_protocol.errors import CellburstError, ErrorCode
-from cellburst_worker.blobs import FREE_BYTES, BlobFolder
+from cellburst_worker.blobs import CHUNK_BYTES, BlobFolder
 
 OTHER = Path("/dev/shm")  # a file system of its own
 
@@ -25,12 +25,13 @@ def out(tmp_path: Path) -> Path:
 
 
 def test_a_copied_file_is_whole_though_its_source_is_freed_on_the_way(tmp_path: Path, out: Path) -> None:
-    data = os.urandom(3 * FREE_BYTES + 12_345)
+    data = os.urandom(3 * CHUNK_BYTES + 12_345)
     (out / "value").write_bytes(data)
     blobs = BlobFolder(tmp_path / "blobs")
     hash = blobs.take_file(out, "value", len(data))
     assert hash == blake3(data).hexdigest()
     assert blobs.path(hash).read_bytes() == data
+    assert not blobs.path(hash).stat().st_mode & 0o222, "bytes of the worker's own are sealed: a kernel may map them"
     assert list(out.iterdir()) == []
     out.rmdir()
 

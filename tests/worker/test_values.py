@@ -41,6 +41,11 @@ def file_group(name: str, size_bytes: int) -> NameGroup:
     return NameGroup(names=["x"], hash="", parts=[ValuePart(hash=f"file:{name}", size_bytes=size_bytes, at="blob")])
 
 
+def is_sealed(path: Path) -> bool:
+    """Whether a kernel may map the blob (see `cellburst_worker.blobs`)."""
+    return not path.stat().st_mode & 0o222
+
+
 def test_a_right_seal_passes_and_every_wrong_one_is_refused() -> None:
     good = group(inline(b"abc"))
     check([good], [b"abc"], KEY, mac.sign(KEY, "in", [good]))
@@ -78,7 +83,7 @@ def test_a_blob_is_shown_by_link_and_readable(blobs: BlobFolder, tmp_path: Path)
     shown.mkdir()
     place([part, part], blobs, shown)
     assert (shown / part.hash).read_bytes() == data
-    assert (shown / part.hash).stat().st_mode & 0o777 == 0o444
+    assert (shown / part.hash).stat().st_mode & 0o777 == 0o644, "readable; as little sealed as before"
     assert (shown / part.hash).stat().st_ino == blobs.path(part.hash).stat().st_ino
     for bad in (
         ValuePart(hash="00" * 32, size_bytes=1),
@@ -102,6 +107,7 @@ def test_files_get_their_true_hash_and_leave_the_container(blobs: BlobFolder, ou
     assert [p.hash for p in true.parts] == [blake3(b"pickle").hexdigest(), blake3(data).hexdigest()]
     assert true.hash == mac.group_hash(true.parts) and true.parts[0].size_bytes == 6
     assert blobs.path(true.parts[1].hash).read_bytes() == data
+    assert not is_sealed(blobs.path(true.parts[1].hash)), "the container may still have it open for writing"
     assert not list((blobs.folder / "tmp").iterdir())
 
 
@@ -166,7 +172,15 @@ def test_a_file_that_keeps_another_name_is_copied(blobs: BlobFolder, out: Path) 
     os.link(out / "r1", out / "kept")
     taken = take([file_group("r1", 5)], [], blobs, out)
     (out / "kept").write_bytes(b"later")
-    assert blobs.path(taken.groups[0].parts[0].hash).read_bytes() == b"first"
+    kept = blobs.path(taken.groups[0].parts[0].hash)
+    assert kept.read_bytes() == b"first" and is_sealed(kept)
+
+
+def test_showing_a_blob_to_a_container_seals_nothing(blobs: BlobFolder, out: Path, tmp_path: Path) -> None:
+    (out / "r1").write_bytes(b"moved")
+    (part,) = take([file_group("r1", 5)], [], blobs, out).groups[0].parts
+    place([part], blobs, tmp_path)
+    assert not is_sealed(blobs.path(part.hash))
 
 
 def test_too_few_and_too_many_buffers_are_refused(blobs: BlobFolder, out: Path) -> None:

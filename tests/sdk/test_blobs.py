@@ -1,0 +1,119 @@
+"""Large blobs of this machine: mapped when nobody can change them any more, copied otherwise."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+
+from cellburst import blobs as module
+from cellburst import local_files
+from cellburst.blobs import BlobClient
+from cellburst.endpoint import Endpoint
+from cellburst_protocol.errors import CellburstError, ErrorCode
+from cellburst_protocol.messages import Welcome
+
+DATA = bytes(range(256)) * 1024
+SEALED, OPEN = 0o444, 0o644
+
+
+@pytest.fixture
+def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BlobClient:
+    """A client on a folder of its own, for which a few kilobytes are large."""
+    monkeypatch.setattr(module, "MAP_BYTES", 4096)
+    monkeypatch.setattr(module, "lies_on_this_machine", lambda device: True)
+    proof = tmp_path / "proof"
+    proof.write_text("word")
+    welcome = Welcome(
+        protocol=(1, 0), software="test", gateway_instance="i", epoch=1, workspace="w", principal="p",
+        blob_folder=str(tmp_path), blob_proof="word", blob_proof_path=str(proof),
+    )  # fmt: skip
+    return BlobClient(Endpoint("http://127.0.0.1:9", "no token"), welcome)
+
+
+def store(folder: Path, data: bytes, mode: int, hash: str = "") -> tuple[str, Path]:
+    """Lay a blob down as a worker does."""
+    hash = hash or blake3(data).hexdigest()
+    path = folder / hash[:2] / hash
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
+    path.chmod(mode)
+    return hash, path
+
+
+def is_mapped(path: Path) -> bool:
+    """Whether this process has the file mapped, also when it was removed."""
+    return any(str(path) in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+
+def test_a_sealed_blob_is_mapped_and_its_memory_is_the_callers_own(client: BlobClient, tmp_path: Path) -> None:
+    hash, path = store(tmp_path, DATA, SEALED)
+    view = client.get(hash, len(DATA))
+    assert is_mapped(path) and view == DATA
+    view[:4] = b"mine"
+    assert path.read_bytes() == DATA
+    client.discard(hash)
+    assert not path.exists()
+    assert bytes(view) == b"mine" + DATA[4:]
+    del view
+    assert not is_mapped(path)
+
+
+def test_a_blob_that_somebody_may_still_write_to_is_copied(client: BlobClient, tmp_path: Path) -> None:
+    hash, path = store(tmp_path, DATA, OPEN)
+    view = client.get(hash, len(DATA))
+    with open(path, "r+b") as file:
+        file.write(b"later")
+    assert view == DATA and not is_mapped(path)
+
+
+def test_a_blob_on_a_file_system_that_other_machines_share_is_copied(
+    client: BlobClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "lies_on_this_machine", lambda device: False)
+    hash, path = store(tmp_path, DATA, SEALED)
+    assert client.get(hash, len(DATA)) == DATA
+    view = client.get(hash, len(DATA))
+    assert not is_mapped(path) and not view.readonly
+
+
+@pytest.mark.parametrize("mode", [SEALED, OPEN], ids=["sealed", "open"])
+@pytest.mark.parametrize(
+    "found", [DATA[:-1] + b"?", DATA[:-1], DATA + b"?", b""], ids=["other bytes", "shorter", "longer", "empty"]
+)
+def test_a_damaged_blob_is_an_error(client: BlobClient, tmp_path: Path, mode: int, found: bytes) -> None:
+    hash, _ = store(tmp_path, found, mode, blake3(DATA).hexdigest())
+    with pytest.raises(CellburstError) as caught:
+        client.get(hash, len(DATA))
+    assert caught.value.code is ErrorCode.INTEGRITY
+
+
+def test_a_blob_that_is_gone_is_not_found(client: BlobClient) -> None:
+    with pytest.raises(CellburstError) as caught:
+        client.get(blake3(DATA).hexdigest(), len(DATA))
+    assert caught.value.code is ErrorCode.NOT_FOUND
+
+
+def test_only_mounts_of_local_kinds_count_as_this_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(
+        "21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n"
+        "22 1 0:40 / /home rw - nfs4 server:/home rw\n"
+        "23 1 0:41 / /odd\\040-\\040name rw - 9p share rw\n"
+    )
+    monkeypatch.setattr(local_files, "MOUNTS", mounts)
+    local_files.lies_on_this_machine.cache_clear()
+    try:
+        found = [local_files.lies_on_this_machine(os.makedev(*n)) for n in ((8, 1), (0, 40), (0, 41), (8, 2))]
+        assert found == [True, False, False, False]
+        monkeypatch.setattr(local_files, "MOUNTS", tmp_path / "none")
+        assert not local_files.lies_on_this_machine(os.makedev(9, 9))
+    finally:
+        local_files.lies_on_this_machine.cache_clear()
+
+
+@pytest.mark.skipif(not Path("/proc/self/mountinfo").exists(), reason="Linux shows its mounts there")
+def test_the_real_list_of_mounts_is_understood() -> None:
+    assert not local_files.lies_on_this_machine(os.stat("/proc").st_dev)
