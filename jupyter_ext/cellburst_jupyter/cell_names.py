@@ -6,10 +6,11 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cellburst.sizes import size_text
 from cellburst_protocol.errors import ErrorCode, error
 from cellburst_protocol.framing import Buffer
 from cellburst_protocol.mac import verify
-from cellburst_protocol.messages import CellDone, FileChange, MirrorSpec, NameGroup, ValuePart
+from cellburst_protocol.messages import CellDone, ContainerStarted, FileChange, MirrorSpec, NameGroup, ValuePart
 
 from .environment import describe_drift
 from .magic_line import CellOptions
@@ -34,6 +35,7 @@ class Names:
         self._notebook = notebook
         self._session = session
         if session.names is None:
+            session.names_process = session.process
             session.names = NameSync(lambda name: fetch(notebook, session, name), notebook.hub.folder)
         self._sync: NameSync = session.names
         self._mirror: MirrorSpec | None = None
@@ -53,13 +55,23 @@ class Names:
     def prepare(self, body: str, options: CellOptions) -> Prepared:
         """Groups, modules and inline buffers of the RunCell; larger parts are stored as blobs before this returns.
 
-        Raises RequestError (UNKNOWN_NAME, UNPICKLABLE, TOO_LARGE) or what storing raises.
+        Raises RequestError (UNKNOWN_NAME, UNPICKLABLE, TOO_LARGE, PYTHON_DIFFERS) or what storing raises.
         """
+        self._follow_the_process()
         shell = self._notebook.shell
         cell = read_cell(body, shell.user_ns, shell)
-        ready = self._sync.prepare(cell, shell.user_ns, only=options.only, container=self._session.container_id)
+        ready = self._sync.prepare(
+            cell, shell.user_ns, only=options.only, container=self._session.container_id, python=self._python_there()
+        )
         self._store(ready.blobs)
         return ready
+
+    def _python_there(self) -> str:
+        """The version that will read what is sent: the container's, or that of the environment a new one is made from."""
+        info = self._session.info
+        if info is not None and info.container is not None and info.container.python_version:
+            return info.container.python_version
+        return self._mirror.python_version if self._mirror is not None else ""
 
     def payload(self, hashes: Sequence[str]) -> Prepared:
         """The groups that a container asks for, and their inline buffers."""
@@ -67,12 +79,26 @@ class Names:
         self._store(ready.blobs)
         return ready
 
-    def container_started(self) -> None:
-        """The session has a new container, made from this cell's mirror."""
-        self._sync.container_lost()
-        self._session.mirror = self._mirror
-        self._session.drift_told.clear()
-        self._session.files_told.clear()
+    def container_started(self, started: ContainerStarted) -> None:
+        """The session has another container: with the same process in it, with its names, or a new one of this mirror."""
+        session = self._session
+        session.names_process = session.process
+        if started.start == "snapshot":
+            self._sync.container = started.container.id
+            return
+        self._sync.container_lost(None if started.start != "names" else {remote.name for remote in started.lost})
+        session.mirror = self._mirror
+        session.drift_told.clear()
+        session.files_told.clear()
+
+    def _follow_the_process(self) -> None:
+        """A parked session was resumed while no cell was looking: what it had, it has. Another process has nothing."""
+        session = self._session
+        if session.names_process != session.process:
+            session.names_process = session.process
+            self._sync.container_lost()
+        elif session.container_id:
+            self._sync.container = session.container_id
 
     def cell_started(self) -> None:
         """The container has what was sent."""
@@ -140,22 +166,13 @@ def files_lines(files: Sequence[FileChange]) -> list[str]:
     lines = []
     if written:
         shown = ", ".join(f"{f.path} ({size_text(f.size_bytes)})" for f in itertools.islice(written, SHOWN_FILES))
-        more = f" and {len(written) - SHOWN_FILES} more" if len(written) > SHOWN_FILES else ""
-        lines.append(f"written there: {shown}{more}; `%modal get {_quoted(written[0].path)}` brings it here")
+        more = f" and {len(written) - SHOWN_FILES} more (`%modal get` lists them)" if len(written) > SHOWN_FILES else ""
+        lines.append(f"written there: {shown}{more}; `%modal get {quoted(written[0].path)}` brings it here")
     if deleted:
         lines.append(f"deleted there only: {', '.join(deleted[:SHOWN_FILES])}")
     return lines
 
 
-def size_text(size_bytes: int) -> str:
-    """Bytes for a person, in decimal units."""
-    size = float(size_bytes)
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
-
-
-def _quoted(path: str) -> str:
+def quoted(path: str) -> str:
+    """A path as one word of a `%modal` line."""
     return f'"{path}"' if " " in path else path

@@ -14,6 +14,7 @@ from .remote import Remote, RemoteValueError, size_text
 
 _WALK_SECONDS = 2.0  # finding the path pickles parts again and again; a path cut short is still of use
 _DEEPEST = 12
+_SHOWN_NAMES = 6
 _MOST_PARTS = 1000
 TOO_LARGE_BYTES = 2_000_000_000  # what a person waits for without being asked first
 
@@ -57,6 +58,28 @@ def too_large(name: str, size_bytes: int) -> CellburstError:
         name=name,
         size_bytes=str(size_bytes),
     )
+
+
+def python_differs(names: dict[str, set[str]], python: str) -> CellburstError:
+    """The error for names (each with the functions and classes in it) that a container of another Python cannot read."""
+    here, there = names_pickle.minor_text(names_pickle.PYTHON), ".".join(python.split(".")[:2])
+    shown = [_with_code(name, inside) for name, inside in list(names.items())[:_SHOWN_NAMES]]
+    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+    return error(
+        ErrorCode.PYTHON_DIFFERS,
+        f"{', '.join(shown)}{more} cannot be sent: functions and classes of a notebook need the same Python, and this "
+        f"kernel has {here}, the container {there}",
+        allowed="everything without code of the notebook: numbers, text, containers of them, arrays, data frames",
+        next=f"use an image with python_version={here}, or define them in a %%modal cell; in=NAME,NAME sends only some names",
+        names=",".join(names),
+        kernel=here,
+        container=there,
+    )
+
+
+def _with_code(name: str, inside: set[str]) -> str:
+    others = sorted(inside - {name})
+    return f"`{name}`" if name in inside or not others else f"`{name}` (which holds {', '.join(others[:2])})"
 
 
 def find_culprit(name: str, value: Any, namespace: dict[str, Any]) -> tuple[str, Any]:

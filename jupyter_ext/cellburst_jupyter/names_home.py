@@ -70,8 +70,18 @@ def read_group(group: NameGroup, inline: Iterator[Buffer], fetch_blob: FetchBlob
 def read_value(
     group: NameGroup, inline_buffers: Sequence[Buffer], fetch_blob: FetchBlob, user_ns: dict[str, Any], sync: NameSync
 ) -> Any:
-    """The value of a `fetch` SideReply, for `NameSync.fetch_value`. Its name is not bound here."""
-    home = read_group(group, iter(inline_buffers), fetch_blob, user_ns)
+    """The value of a `fetch` SideReply, for `NameSync.fetch_value`. Its name is not bound here.
+
+    Raises RequestError (PYTHON_DIFFERS) for code of another Python version, and what `read_group` raises.
+    """
+    try:
+        home = read_group(group, iter(inline_buffers), fetch_blob, user_ns)
+    except names_pickle.PythonDiffers as why:
+        raise error(
+            ErrorCode.PYTHON_DIFFERS,
+            f"{', '.join(f'`{n}`' for n in group.names)} cannot be fetched: {why}",
+            next="use it in %%modal cells, where it is; or bring home what it computes",
+        ) from None
     sync.agree(home.values, home.token, user_ns, home.known)
     (value,) = home.values.values()
     return value
@@ -166,7 +176,7 @@ def _unbind(user_ns: dict[str, Any], name: str, undo: list[names_update.Undo]) -
 
 def _lines(done: CellDone, staged: _Staged) -> list[str]:
     lines = []
-    changed = [i.name for i in done.changed_there]
+    changed = [i.name for i in done.changed_there if i.why != "python_differs"]
     if changed:
         lines.append(f"changed there, not here: {', '.join(changed)} (`out={','.join(changed)}`)")
     large = [i for i in done.stayed if i.why == "too_large" and i.name in staged.handles]
@@ -176,6 +186,13 @@ def _lines(done: CellDone, staged: _Staged) -> list[str]:
     for info in done.stayed:
         if info.why == "unpicklable" and info.name in staged.handles:
             lines.append(f"stayed there: {info.name}, because a {info.type} cannot be pickled ({info.detail})")
+    coded = [i for i in done.stayed if i.why == "python_differs" and i.name in staged.handles]
+    coded += [i for i in done.changed_there if i.why == "python_differs"]
+    if coded:
+        lines.append(
+            f"stayed there: {', '.join(i.name for i in coded)}, because functions and classes of Python {coded[0].detail} "
+            f"cannot be read by this kernel's Python {names_pickle.minor_text(names_pickle.PYTHON)}"
+        )
     for name, why in staged.unread.items():
         lines.append(f"stayed there: {name}, because it cannot be read here ({why})")
     if staged.kept:

@@ -78,6 +78,11 @@ class Packed:
         """Bytes of all parts."""
         return len(self.stream) + sum(b.nbytes for b in self.buffers)
 
+    @property
+    def by_value(self) -> set[str]:
+        """Functions and classes in it that only the same Python minor version can read."""
+        return {name for writer in self.writers for name in writer.by_value}
+
     def digests(self, known: Any = None) -> tuple[str, ...]:
         """A digest of each part. `known`: (address, size) -> digest of buffers that nobody can have changed since."""
         return tuple(digest(p, known) for p in self.parts)
@@ -104,7 +109,7 @@ class ByDill:
         self.data = data
 
     def __reduce__(self) -> Any:
-        return pickling.Reader.dill, (self.data,)
+        return pickling.Reader.dill, (self.data, pickling.PYTHON)
 
 
 def holds_machinery(why: BaseException) -> bool:
@@ -127,7 +132,9 @@ def _by_dill(name: str, value: Any, namespace: dict[str, Any], why: Exception) -
             data = dill.dumps(value, protocol=5, recurse=True)
         except Exception:
             raise why from None
-    return Packed([name], *pickling.write({name: ByDill(data)}, namespace))
+    packed = Packed([name], *pickling.write({name: ByDill(data)}, namespace))
+    packed.writers[0].by_value.add(type(value).__name__)
+    return packed
 
 
 def group(packed: dict[str, Packed], namespace: dict[str, Any]) -> list[Packed]:

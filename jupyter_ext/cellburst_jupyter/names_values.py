@@ -14,7 +14,7 @@ import pickle
 import sys
 import types
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from cellburst_protocol.mac import group_hash
 from cellburst_protocol.messages import NameGroup, RemoteName, ValuePart
 
 from . import names_pickle, names_share
-from .names_errors import TOO_LARGE_BYTES, too_large, unpicklable
+from .names_errors import TOO_LARGE_BYTES, python_differs, too_large, unpicklable
 from .names_modules import ModuleSources
 from .names_read import CellNames, hidden
 from .remote import Remote, RemoteValueError
@@ -102,18 +102,26 @@ class NameSync:
     # -- before the cell -------------------------------------------------------------------------------------------
 
     def prepare(
-        self, cell: CellNames, user_ns: dict[str, Any], *, only: Iterable[str] | None = None, container: str = ""
+        self,
+        cell: CellNames,
+        user_ns: dict[str, Any],
+        *,
+        only: Iterable[str] | None = None,
+        container: str = "",
+        python: str = "",
     ) -> Prepared:
-        """Pickle, group and hash what the cell needs, or only the names in `only` (the magic's `in=`).
+        """Pickle, group and hash what the cell needs, or only the names in `only` (the magic's `in=`). `python` is the
+        version that will read it ("3.13.0"), "" where it is not known.
 
-        Raises RequestError: UNKNOWN_NAME for one of `only`, UNPICKLABLE, TOO_LARGE, or that a needed value stayed in a
-        container that is gone. Nothing has been sent or changed then.
+        Raises RequestError: UNKNOWN_NAME for one of `only`, UNPICKLABLE, TOO_LARGE, PYTHON_DIFFERS, or that a needed value
+        stayed in a container that is gone. Nothing has been sent or changed then.
         """
         self.finished()
         if container and container != self.container:
             self._change_container(container)
         wanted = self._only(only, user_ns) if only is not None else [n for n in cell.needed if n in user_ns]
         packed, modules, reached = self._pack(wanted, user_ns, cell, follow=only is None)
+        _check_python(packed, python)
         groups = self._groups(packed, user_ns)
         for name in cell.deleted:
             if name in user_ns and name not in packed and name not in self._there and only is None:
@@ -154,12 +162,12 @@ class NameSync:
         self.prepared = {}
         self.before = {}
 
-    def container_lost(self) -> None:
-        """The container is gone, and all names in it."""
+    def container_lost(self, lost: Collection[str] | None = None) -> None:
+        """The container is gone, and all names in it; or only `lost` where another one has the rest by value."""
         self._there.clear()
         self._modules_there.clear()
         for handle in list(self._handles):
-            handle.lost = True
+            handle.lost = handle.lost or lost is None or handle.name in lost
         self.container = ""
 
     # -- for names_home --------------------------------------------------------------------------------------------
@@ -357,6 +365,14 @@ class NameSync:
             made = NameGroup(names=list(group.names), hash=group.local, parts=parts, known_as=group.known_as)
             (result.modules if group.is_module else result.groups).append(made)
         return result
+
+
+def _check_python(packed: dict[str, names_share.Packed | _Group], python: str) -> None:
+    if not python or python.split(".")[:2] == [str(part) for part in names_pickle.PYTHON]:
+        return
+    coded = {n: p.by_value for n, p in packed.items() if isinstance(p, names_share.Packed) and p.by_value}
+    if coded:
+        raise python_differs(coded, python)
 
 
 def _parts(packed: names_share.Packed, known: dict[tuple[int, int], str]) -> tuple[list[ValuePart], list[Any]]:

@@ -75,6 +75,7 @@ class ValueStore:
         ] = {}  # name -> (id of its value, digests), valid between cells
         self._received: Dict[Tuple[int, int], str] = {}  # buffers that just arrived: (address, size) -> hash
         self._ids: Dict[str, int] = {}
+        self._kernel_python = ""
         self._tracked: List[str] = []
 
     # -- in --------------------------------------------------------------------------------------------------------
@@ -137,10 +138,14 @@ class ValueStore:
 
     # -- around the cell -------------------------------------------------------------------------------------------
 
-    def before_cell(self, used: Sequence[str]) -> None:
-        """Note what the names hold now. Only names whose value the kernel has, and that can be changed in place, are hashed,
-        and not again when nothing ran since they were."""
+    def before_cell(self, used: Sequence[str], kernel_python: str = "") -> None:
+        """Note what the names hold now, and to which Python they would go home ("3.11.7"; "" is this one).
+
+        Only names whose value the kernel has, and that can be changed in place, are hashed, and not again when nothing ran
+        since they were.
+        """
         ns = self.namespace
+        self._kernel_python = kernel_python
         self._tracked = []
         for name in used:
             if name not in ns or name not in self._have or hidden(name):
@@ -220,12 +225,19 @@ class ValueStore:
 
     def _pack(self, name: str, stayed: Optional[List[Dict[str, Any]]] = None) -> Optional[values_share.Packed]:
         try:
-            return values_share.pack_one(name, self.namespace[name], self.namespace)
+            packed = values_share.pack_one(name, self.namespace[name], self.namespace)
         except Exception as why:  # a reducer is the user's code and may raise anything
             if stayed is not None:
                 stayed.append(self._describe(name, "unpicklable", detail=f"{type(why).__name__}: {why}"[:300]))
                 self._have.pop(name, None)
             return None
+        if stayed is not None and self._kernel_python and packed.by_value:
+            here = values_pickle.minor_text(values_pickle.PYTHON)
+            if self._kernel_python.split(".")[:2] != here.split("."):
+                stayed.append(self._describe(name, "python_differs", detail=here))
+                self._have.pop(name, None)
+                return None
+        return packed
 
     # -- out -------------------------------------------------------------------------------------------------------
 

@@ -53,6 +53,16 @@ class _Finder(importlib.abc.MetaPathFinder):
 _finder = _Finder()
 
 
+def sources() -> Dict[str, Source]:
+    """All that travelled so far."""
+    return dict(_finder.sources)
+
+
+def is_ours(loader: Any) -> bool:
+    """Whether a module with this loader travelled."""
+    return isinstance(loader, _Loader)
+
+
 def install(sources: Dict[str, Source]) -> None:
     """Make these importable. Those that are loaded with another text are reloaded in place, so that names that are bound
     to the module see the new one too; inner modules first. Raises what a reloaded module raises."""

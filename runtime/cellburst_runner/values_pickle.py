@@ -1,12 +1,13 @@
 """How one value is written and read on both sides: pickle protocol 5 with out-of-band buffers, functions without their globals.
 
 This file lies word for word in two packages, because neither may import the other: `cellburst_runner.values_pickle` and
-`cellburst_jupyter.names_pickle` (a test fails when they differ). What one writes the other reads: `Reader.find_class` takes
-the names of either for its own.
+`cellburst_jupyter.names_pickle` (a test fails when they differ; so it is one file, a little over 400 lines). What one writes
+the other reads: `Reader.find_class` takes the names of either for its own.
 
     functions   code, defaults and closure travel; globals do not: they are the namespace that reads them
     closures    cells keep their identity, so functions that share a `nonlocal` go on sharing it
     classes     of the notebook travel by value in a pickle of their own; cloudpickle's tracker id keeps them one class
+    code        carries its Python minor version, and another one refuses to read it (`PythonDiffers`)
     arrays      large ones are out-of-band buffers; those that overlap in memory are views of one buffer (`flats`)
     modules     by name
     pandas      its own arrays never count as overlapping: copy-on-write keeps track of them itself
@@ -25,9 +26,22 @@ import weakref
 from typing import Any
 
 SMALL_BUFFER_BYTES = 64 * 1024  # what is smaller stays in the pickle: a list of small arrays is not thousands of parts
+PYTHON = (sys.version_info[0], sys.version_info[1])
 _PLAIN = "plain"
 _applied: weakref.WeakKeyDictionary[type, bytes] = weakref.WeakKeyDictionary()  # class -> bytes it was read from
 _code_names: dict[int, tuple[Any, frozenset[str], frozenset[str], frozenset[str]]] = {}
+
+
+class PythonDiffers(pickle.UnpicklingError):
+    """Code of another Python minor version was to be read. Its byte code could be loaded, and would crash this process."""
+
+    def __init__(self, theirs: Any) -> None:
+        super().__init__(f"its code is of Python {minor_text(theirs)}, and this is Python {minor_text(PYTHON)}")
+
+
+def minor_text(version: Any) -> str:
+    """A version's parts as people write them: (3, 11) is 3.11."""
+    return ".".join(str(part) for part in version)
 
 
 def code_names(code: types.CodeType) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
@@ -135,6 +149,7 @@ def writer_class() -> Any:
             self.globals_used: set[str] = set()
             self.modules_used: set[str] = set()
             self.attributes: set[str] = set()
+            self.by_value: set[str] = set()  # functions and classes that only the same Python minor version can read
             self.open_classes: dict[type, str] = parent.open_classes if parent else {}
             self.class_bytes: dict[type, bytes] = parent.class_bytes if parent else {}
 
@@ -188,6 +203,10 @@ def writer_class() -> Any:
     def cell(self: Any, obj: Any) -> Any:
         return Reader.make_cell, ()  # its contents travel with the functions that close over it
 
+    def code(self: Any, obj: Any) -> Any:
+        self.by_value.add(obj.co_name)
+        return Reader.make_code, (PYTHON, cp._code_reduce(obj)[1])
+
     def a_class(self: Any, obj: Any) -> Any:
         if obj in self.open_classes:
             return Reader.class_of, (self.open_classes[obj],)
@@ -195,6 +214,7 @@ def writer_class() -> Any:
         if reduced is NotImplemented or reduced[0] not in (cp._make_skeleton_class, cp._make_skeleton_enum):
             self.modules_used.add(getattr(obj, "__module__", "") or "")
             return reduced
+        self.by_value.add(obj.__qualname__)
         tracker = cp._get_or_create_tracker_id(obj)
         data = self.class_bytes.get(obj)
         state = _unchanging(obj)
@@ -217,7 +237,7 @@ def writer_class() -> Any:
                 self.class_bytes[obj] = data
                 if state is not None:
                     _written[obj] = (state, data, (nested.globals_used, nested.modules_used, nested.attributes))
-        return Reader.make_class, (tracker, data)
+        return Reader.make_class, (tracker, data, PYTHON)
 
     def module(self: Any, obj: Any) -> Any:
         name = obj.__name__
@@ -269,7 +289,8 @@ def writer_class() -> Any:
         return _PLAIN
 
     _handlers: dict[type, Any] = {
-        types.FunctionType: function, types.CellType: cell, types.ModuleType: module, io.TextIOWrapper: open_file,
+        types.FunctionType: function, types.CodeType: code, types.CellType: cell, types.ModuleType: module,
+        io.TextIOWrapper: open_file,
     }  # fmt: skip
     Writer.Named = NamedWriter
     return Writer
@@ -297,6 +318,12 @@ class Reader(pickle.Unpickler):
     def persistent_load(self, name: Any) -> Any:
         """An object that this side has under a name."""
         return self.namespace[name]
+
+    def make_code(self, python: tuple[int, int], parts: tuple[Any, ...]) -> types.CodeType:
+        """A code object. Raises PythonDiffers when it is another version's."""
+        if python != PYTHON:
+            raise PythonDiffers(python)
+        return types.CodeType(*parts)
 
     def make_function(self, code: types.CodeType, home: str, cells: tuple[Any, ...] | None) -> types.FunctionType:
         """A function whose globals are the namespace, or those of the module `home`."""
@@ -326,10 +353,12 @@ class Reader(pickle.Unpickler):
         found: type = cp._DYNAMIC_CLASS_TRACKER_BY_ID[tracker]
         return found
 
-    def make_class(self, tracker: str, data: bytes) -> type:
-        """The class of an id: the one this process has, or made anew from its definition."""
+    def make_class(self, tracker: str, data: bytes, python: tuple[int, int] = PYTHON) -> type:
+        """The class of an id: the one this process has, or made anew from its definition. Raises PythonDiffers."""
         from cloudpickle import cloudpickle as cp
 
+        if python != PYTHON:
+            raise PythonDiffers(python)
         known: type | None = cp._DYNAMIC_CLASS_TRACKER_BY_ID.get(tracker)
         if known is not None and _applied.get(known) == data:
             return known
@@ -360,10 +389,12 @@ class Reader(pickle.Unpickler):
             array.flags.writeable = False
         return array
 
-    def dill(self, data: bytes) -> Any:
-        """What only dill could write."""
+    def dill(self, data: bytes, python: tuple[int, int] = PYTHON) -> Any:
+        """What only dill could write, which may hold code. Raises PythonDiffers."""
         import dill
 
+        if python != PYTHON:
+            raise PythonDiffers(python)
         return dill.loads(data)  # noqa: S301, RUF100 - read where the pickle around it is
 
 

@@ -68,7 +68,7 @@ class Executor:
         raise ValueError(message)
 
     def _run(self, message: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
-        self.store.before_cell(message["used"])
+        self.store.before_cell(message["used"], message["python"])
         error = ""
         try:
             exec(compile(message["code"], "<cell>", "exec"), self.namespace)
@@ -164,6 +164,8 @@ class Notebook:
         self.sent_bytes = 0
         self.lines: list[str] = []
         self.during: Any = None  # called while the cell runs there
+        self.python = ""  # what the kernel says that it is
+        self.python_there = ""  # what the kernel knows of the container
 
     def _start(self) -> Container:
         self.generation += 1
@@ -188,7 +190,7 @@ class Notebook:
         from cellburst_protocol.messages import CellDone, RemoteName
 
         cell = read_cell(code, self.ns)
-        prepared = self.sync.prepare(cell, self.ns, only=only)
+        prepared = self.sync.prepare(cell, self.ns, only=only, python=self.python_there)
         self.sent_names = [n for g in prepared.groups if any(p.at != "there" for p in g.parts) for n in g.names]
         heads = msgspec.to_builtins([prepared.groups, prepared.modules])
         missing = self.container.ask("missing", groups=heads[0] + heads[1])[0]["missing"]
@@ -209,6 +211,7 @@ class Notebook:
             deleted=prepared.deleted,
             out=list(out),
             limit=limit,
+            python=self.python,
         )
         if self.during:
             self.during()
