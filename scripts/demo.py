@@ -21,6 +21,7 @@ from nbclient.exceptions import CellExecutionError
 from cellburst import embedded
 from cellburst.config import settings
 from cellburst.link import Link
+from cellburst.money import usd_text
 from cellburst_protocol.messages import CostReport, GetCost, GetStatus, Status
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,7 +126,7 @@ def report(seconds: float) -> None:
         phases = ", ".join(f"{p.name} {p.seconds:.2f} s" for p in container.phases)
         print(f"start:  {phases}; session {row.name}, {gpus}, {container.cpu:g} cores, {container.memory_mib} MiB")
     for line in cost.lines:
-        print(f"cost:   {line.usd} USD for {line.seconds:.1f} s of {line.what or line.name}")
+        print(f"cost:   {usd_text(line.usd)} for {line.seconds:.1f} s of {line.what or line.name}")
     print(f"        {cost.price_note}")
     print(f"data:   {settings().folders.data}")
 

@@ -1,4 +1,7 @@
-"""`%modal attach`: follow a detached cell, or what an earlier kernel of this notebook left running."""
+"""`%modal attach`: follow a detached cell, or what an earlier kernel of this notebook left running.
+
+A cell that ended is shown only if no kernel has shown its end yet, then whole.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,8 @@ def attach(notebook: Notebook, name: str) -> None:
         current.close()
         notebook.forget(current)
     session = notebook.hub.session(name, attach=rows[0].id)
-    tell(f"attached to session {name!r}" + (f" with {', '.join(rows[0].names[:10])}" if rows[0].names else ""))
+    parked = "; it is parked, and the next cell brings it back" if rows[0].parked is not None else ""
+    tell(f"attached to session {name!r}" + (f" with {', '.join(rows[0].names[:10])}" if rows[0].names else "") + parked)
     run = session.current
     if run is None:
         return
@@ -54,7 +58,7 @@ def attach(notebook: Notebook, name: str) -> None:
 
 
 def _choose_last(session: RemoteSession, run: CellRun) -> bool:
-    """No cell runs: follow the session's last one, whose end nobody may have seen. False if there was none."""
+    """No cell runs: follow the session's last one, if nobody has seen its end. False if there is none to show."""
     last = session.info.last_sequence if session.info is not None else 0
     items: list[Item] = []
     while last and (not items or items[-1].sequence < last):
@@ -64,7 +68,7 @@ def _choose_last(session: RemoteSession, run: CellRun) -> bool:
             break
         items += [item] if item.sequence else []
     calls = [item.call for item in items if item.call]
-    if not calls:
+    if not calls or not _is_new_end(items, calls[-1], session.shown_before):
         return False
     run.request = RunCell(call=calls[-1], code="")
     session.send(run.request)  # a known call is answered with its value key, and not run again
@@ -75,7 +79,13 @@ def _choose_last(session: RemoteSession, run: CellRun) -> bool:
             return False
     for item in items:
         run.queue.put(item)
-    return any(isinstance(item.message, CallEnded) and item.call == calls[-1] for item in items)
+    return True
+
+
+def _is_new_end(items: list[Item], call: str, shown_before: int) -> bool:
+    """Whether the call's end is there and was not shown by any kernel."""
+    ends = [item.sequence for item in items if isinstance(item.message, CallEnded) and item.call == call]
+    return bool(ends) and ends[-1] > shown_before
 
 
 def _follow(notebook: Notebook, session: RemoteSession) -> None:

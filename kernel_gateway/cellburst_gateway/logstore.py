@@ -7,8 +7,9 @@ Append-only segments (format: `logstore_format.py`) in one folder for each sessi
 An append is one write to the file system and no fsync: it survives the death of this process by any signal, not a power
 cut (`flush` is for moments that must). A torn last record is cut off when the session is opened again. Segments that are
 wholly acknowledged stay for their text until `retain_bytes` of them are there; when all sessions together pass
-`total_bytes`, the oldest acknowledged segments go first, then the oldest of all: a reader sees that by a gap between
-`after_sequence` and the first sequence it gets. Not safe for two threads at once. All raise PlatformError (DISK_FULL, STORE).
+`total_bytes`, ended sessions go first (`log_keeping.py`), then the oldest acknowledged segments, then the oldest of all: a
+reader sees that by a gap between `after_sequence` and the first sequence it gets. Not safe for two threads at once. All
+raise PlatformError (DISK_FULL, STORE).
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ import bisect
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
-from cellburst_protocol.errors import ErrorCode, error
+from cellburst_protocol.errors import ErrorCode, PlatformError, error
 from cellburst_protocol.framing import Buffer, unpack
 
 from . import logstore_format as fmt
@@ -67,6 +68,7 @@ class _Session:
     state: fmt.State = field(default_factory=fmt.State)
     descriptor: int | None = None
     records: int = 0
+    acknowledged_on_disk: int = 0
 
 
 class LogStore:
@@ -81,7 +83,9 @@ class LogStore:
         total_bytes: int = TOTAL_BYTES,
     ) -> None:
         self._folder = folder
-        self._segment_bytes, self._retain_bytes, self._total_bytes = segment_bytes, retain_bytes, total_bytes
+        self._segment_bytes, self._retain_bytes, self.total_bytes = segment_bytes, retain_bytes, total_bytes
+        # Called first when `total_bytes` is passed, with the session that is written to; may `drop` any other.
+        self.make_room: Callable[[str], None] = lambda session: None
         self._sessions: dict[str, _Session] = {}
         self._created = 0
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -160,7 +164,7 @@ class LogStore:
                     self._delete(log, segment)
 
     def acknowledged(self, session: str) -> int:
-        """The highest acknowledged sequence; after a restart that of the segment's start, so it may be lower than it was."""
+        """The highest acknowledged sequence; after a kill that of the segment's start, so it may be lower than it was."""
         return self._open(session).state.acknowledged
 
     def last_sequence(self, session: str) -> int:
@@ -202,15 +206,40 @@ class LogStore:
     def release(self, session: str) -> None:
         """Let go of the session's file and memory; the next use opens it again."""
         log = self._sessions.pop(session, None)
-        if log is not None and log.descriptor is not None:
-            os.close(log.descriptor)
+        if log is None or not log.segments:
+            return
+        try:
+            if log.state.acknowledged > log.acknowledged_on_disk:
+                if log.descriptor is None:
+                    self._continue_segment(log)
+                self._write_state(log)
+        except PlatformError:
+            pass  # what was acknowledged is only known as of the segment's start then, as after a kill
+        finally:
+            if log.descriptor is not None:
+                os.close(log.descriptor)
 
     def drop(self, session: str) -> None:
-        """Delete everything of a session. Nothing happens if there is nothing."""
-        log = self._open(session)
-        self._size -= sum(segment.size for segment in log.segments)
-        self.release(session)
-        shutil.rmtree(log.folder, ignore_errors=True)
+        """Delete everything of a session, unread. Nothing happens if there is nothing."""
+        folder = self._folder_of(session)
+        log = self._sessions.pop(session, None)
+        if log is not None and log.descriptor is not None:
+            os.close(log.descriptor)
+        size = sum(path.stat().st_size for path in folder.glob("*.seg"))
+        shutil.rmtree(folder, ignore_errors=True)
+        self._size -= size - sum(path.stat().st_size for path in folder.glob("*.seg"))
+
+    def on_disk(self, before: float | None = None) -> list[str]:
+        """Sessions that have a folder, longest unwritten first; only those not written to since `before` (Unix seconds)."""
+        found: list[tuple[float, str]] = []
+        for folder in self._folder.iterdir():
+            try:
+                written = max(path.stat().st_mtime for path in (folder, *folder.glob("*.seg")))
+            except FileNotFoundError:
+                continue  # being dropped
+            if before is None or written < before:
+                found.append((written, folder.name))
+        return [session for _, session in sorted(found)]
 
     def close(self) -> None:
         """Let go of all files."""
@@ -221,14 +250,18 @@ class LogStore:
         log = self._sessions.get(session)
         if log is not None:
             return log
-        if not _ID.fullmatch(session):
-            raise ValueError(f"{session!r} is not a session's id")
-        log = _Session(self._folder / session)
+        log = _Session(self._folder_of(session))
         if log.folder.is_dir():
             for path in sorted(log.folder.glob("*.seg")):
                 self._recover(log, path)
+        log.acknowledged_on_disk = log.state.acknowledged
         self._sessions[session] = log
         return log
+
+    def _folder_of(self, session: str) -> Path:
+        if not _ID.fullmatch(session):
+            raise ValueError(f"{session!r} is not a session's id")
+        return self._folder / session
 
     def _recover(self, log: _Session, path: Path) -> None:
         self._created += 1
@@ -275,14 +308,18 @@ class LogStore:
         log.segments.append(_Segment(path, sequence, 0, 0, self._created))
         log.records = 0
         try:
-            head = msgspec.json.encode(log.state)
-            self._write(log, [fmt.HEADER, *fmt.record(fmt.STATE, log.state.last_sequence, "", ("", 0), head)])
+            self._write_state(log, fmt.HEADER)
         except BaseException:
             os.close(log.descriptor)
             log.descriptor = None
             self._delete(log, log.segments[-1])
             raise
-        self._keep_total()
+        self._keep_total(log.folder.name)
+
+    def _write_state(self, log: _Session, *before: Buffer) -> None:
+        head = msgspec.json.encode(log.state)
+        self._write(log, [*before, *fmt.record(fmt.STATE, log.state.last_sequence, "", ("", 0), head)])
+        log.acknowledged_on_disk = log.state.acknowledged
 
     def _write(self, log: _Session, parts: list[Buffer]) -> None:
         segment = log.segments[-1]
@@ -313,16 +350,18 @@ class LogStore:
         self._size -= segment.size
         log.segments.remove(segment)
 
-    def _keep_total(self) -> None:
-        """Delete full segments until the bound holds: acknowledged ones first, oldest first, then those of sessions that
-        nobody has used since this process started, then the oldest of all. A session's newest segment always stays."""
+    def _keep_total(self, session: str) -> None:
+        """Delete until the bound holds: what `make_room` finds, then acknowledged full segments, oldest first, then those of
+        sessions that nobody has used since this process started, then the oldest of all. The newest of a session stays."""
+        if self._size > self.total_bytes:
+            self.make_room(session)
         self._delete_oldest(acknowledged_only=True)
-        if self._size > self._total_bytes:
+        if self._size > self.total_bytes:
             self._delete_unused()
         self._delete_oldest(acknowledged_only=False)
 
     def _delete_oldest(self, *, acknowledged_only: bool) -> None:
-        while self._size > self._total_bytes:
+        while self._size > self.total_bytes:
             old = [
                 (segment.created, log, segment)
                 for log in self._sessions.values()
@@ -338,7 +377,7 @@ class LogStore:
         unused = [folder for folder in self._folder.iterdir() if folder.is_dir() and folder.name not in self._sessions]
         paths = [path for folder in unused for path in sorted(folder.glob("*.seg"))[:-1]]
         for path in sorted(paths, key=lambda path: (path.stat().st_mtime, path)):
-            if self._size <= self._total_bytes:
+            if self._size <= self.total_bytes:
                 return
             self._size -= path.stat().st_size
             path.unlink()

@@ -21,7 +21,7 @@ def parts_of(path: str) -> list[str]:
     if path.startswith("/") or ".." in parts or "\0" in path or not parts:
         raise error(
             ErrorCode.FORBIDDEN, f"{path!r} is not a path below the notebook's folder",
-            allowed="a relative path without ..", next="%modal status lists the files by their paths",
+            allowed="a relative path without ..", next="`%modal get` lists the files the session wrote, by their paths",
         )  # fmt: skip
     return parts
 
@@ -54,7 +54,7 @@ def open_file(root: Path, path: str) -> int:
     except FileNotFoundError:
         raise error(
             ErrorCode.NOT_FOUND, f"there is no file {path!r} in the session's folder",
-            next="%modal status lists the files the session wrote",
+            next="`%modal get` lists the files the session wrote",
         ) from None  # fmt: skip
     except OSError as problem:
         raise _refused(path, problem.strerror or "not a file") from None
@@ -64,8 +64,9 @@ def open_file(root: Path, path: str) -> int:
     return fd
 
 
-def write_file(root: Path, path: str, source: Path, owner: tuple[int, int]) -> None:
-    """Copy a host file to `path` below `root`, whole or not at all. Raises RequestError, PlatformError (DISK_FULL)."""
+def write_file(root: Path, path: str, source: Path, owner: tuple[int, int]) -> tuple[int, int]:
+    """Copy a host file to `path` below `root`, whole or not at all; its size and mtime in nanoseconds there.
+    Raises RequestError, PlatformError (DISK_FULL)."""
     try:
         with parent_folder(root, path, make_as=owner) as (folder, name):
             draft = f".{name[:64]}.{secrets.token_hex(8)}"
@@ -77,10 +78,13 @@ def write_file(root: Path, path: str, source: Path, owner: tuple[int, int]) -> N
                     shutil.copyfileobj(content, target, 1 << 20)
                     os.fchown(target.fileno(), *owner)
                     os.fchmod(target.fileno(), 0o644)
+                    target.flush()
+                    status = os.fstat(target.fileno())
                 os.replace(draft, name, src_dir_fd=folder, dst_dir_fd=folder)
             except BaseException:
                 os.unlink(draft, dir_fd=folder)
                 raise
+        return status.st_size, status.st_mtime_ns
     except OSError as problem:
         if problem.errno in (28, 122):  # ENOSPC, EDQUOT
             raise error(

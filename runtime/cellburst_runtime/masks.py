@@ -1,4 +1,4 @@
-"""Which files of a notebook's folder no container may see, and finding them."""
+"""Which names hold keys and tokens, which files of a notebook's folder no container may see, and finding them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-# Places of keys, tokens and credentials, by name, wherever they lie below the folder.
-MASKED_NAMES = frozenset(
-    {
-        *(".ssh", ".aws", ".azure", ".config", ".docker", ".gnupg", ".kube", ".netrc", ".pgpass", ".pypirc", ".npmrc"),
-        *(".password-store", ".git-credentials", ".env", ".envrc", ".boto", ".s3cfg", ".databrickscfg", ".jupyter"),
-        *(".ipython", ".mozilla", ".vault-token", "jupyter", "cellburst", "credentials.json", "kaggle.json"),
-    }
+# Places of keys, tokens and credentials, by name, wherever they lie below a notebook's folder or a source tree.
+SECRET_NAMES = frozenset(
+    """.ssh .aws .azure .config .docker .gnupg .kube .gcloud .oci .netrc .pgpass .my.cnf .pypirc .npmrc .git-credentials
+    .password-store .vault-token .env .envrc .boto .s3cfg .databrickscfg .terraform.d .jupyter .ipython .mozilla .cellburst
+    credentials.json kaggle.json""".split()  # noqa: SIM905 - a word list is easier to read
 )
 MASKED_PATTERNS = (
     ".env.*",
@@ -49,7 +47,7 @@ def is_masked(relative: str) -> bool:
     parent, _, name = relative.rpartition("/")
     if name in _WORDS:
         return any(parent == place or parent.endswith(f"/{place}") for place in _WORDS[name])
-    if name in MASKED_NAMES:
+    if name in SECRET_NAMES:
         return True
     if any(fnmatch.fnmatchcase(name, pattern) for pattern in _SHOWN):
         return False
@@ -90,7 +88,7 @@ def find_masked(folder: Path, *, max_entries: int = MAX_ENTRIES) -> list[str]:
 
 def always_masked() -> list[str]:
     """Names hidden at the top of every folder, there or not: one made later is hidden too."""
-    return sorted(name for name in MASKED_NAMES if name not in _WORDS)
+    return sorted(SECRET_NAMES)
 
 
 def is_whiteout(status: os.stat_result) -> bool:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from .masks import SECRET_NAMES
+
 _FIRST_PERSON_UID = 1000  # below it passwd lists services, whose "homes" are such as /usr/sbin
 # Shown neither whole nor in part: kernels, devices, sockets, configuration and the machine's own state.
 _CLOSED = (
@@ -35,11 +37,6 @@ ETC_FOLDERS = (
     "/etc/fonts",
     "/etc/ld.so.conf.d",
     "/etc/OpenCL/vendors",
-)
-SECRET_NAMES = frozenset(
-    """.ssh .aws .config .gnupg .kube .docker .azure .gcloud .env .netrc .pypirc .npmrc .git-credentials .pgpass
-    .my.cnf .s3cfg .boto .vault-token .password-store .mozilla .jupyter .ipython .databrickscfg .terraform.d .oci
-    .cellburst""".split()  # noqa: SIM905 - a word list is easier to read
 )
 _MOST_MASK_ENTRIES = 5000  # of one source tree; a look that stays under 20 ms
 _MASK_DEPTH = 3  # where projects keep such files

@@ -132,6 +132,24 @@ def test_opened_again_it_goes_on_where_it_was_also_when_old_segments_are_gone(tm
     again.close()
 
 
+def test_what_was_acknowledged_is_known_after_it_was_let_go(tmp_path: Path) -> None:
+    logs = LogStore(tmp_path)
+    fill(logs, 5)
+    logs.ack("s", 3)
+    logs.release("s")
+    size = logs.size_bytes
+    assert (logs.acknowledged("s"), sequences(logs)) == (3, [1, 2, 3, 4, 5])
+    logs.release("s")
+    assert logs.size_bytes == size == (tmp_path / "s" / f"{1:020d}.seg").stat().st_size, "nothing new, nothing written"
+    logs.ack("s", 5)
+    logs.close()
+    again = LogStore(tmp_path)
+    assert again.acknowledged("s") == 5
+    fill(again, 2)
+    assert sequences(again, 4) == [5, 6, 7]
+    again.close()
+
+
 def test_a_record_cut_short_at_any_byte_is_cut_off_and_written_anew(tmp_path: Path) -> None:
     logs = LogStore(tmp_path / "a")
     fill(logs, 3, size=20)
@@ -219,8 +237,11 @@ def test_dropped_it_leaves_nothing_and_released_it_leaves_everything(logs: LogSt
     logs.flush("s")
     logs.release("s")
     assert sequences(logs) == [1, 2, 3, 4, 5]
+    fill(logs, 1, "other")
+    assert set(logs.on_disk()) == {"s", "other"}
     logs.drop("s")
     logs.drop("s")
+    logs.drop("other")
     assert (logs.size_bytes, logs.last_sequence("s"), os.listdir(tmp_path / "logs")) == (0, 0, [])
 
 

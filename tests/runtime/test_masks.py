@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cellburst_runtime.masks import TooManyEntries, find_masked, is_masked
+from cellburst_runtime.masks import SECRET_NAMES, TooManyEntries, find_masked, is_masked
+from cellburst_runtime.mirror_rules import is_secret_name
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,12 @@ def test_hidden(path: str) -> None:
 )
 def test_shown(path: str) -> None:
     assert not is_masked(path)
+
+
+def test_what_is_hidden_in_a_notebooks_folder_is_hidden_in_a_source_tree_too() -> None:
+    assert {".ssh", ".envrc", ".my.cnf", "kaggle.json"} <= SECRET_NAMES
+    for name in SECRET_NAMES:
+        assert is_masked(f"a/{name}") and is_secret_name(name), name
 
 
 def test_finding_stops_at_the_outermost_and_follows_no_link(tmp_path: Path) -> None:
