@@ -50,6 +50,7 @@ class ErrorCode(enum.StrEnum):
     OUT_OF_MEMORY = "user_code.out_of_memory"
     TIMEOUT = "user_code.timeout"
     INTERRUPTED = "user_code.interrupted"
+    IMAGE_BUILD = "user_code.image_build"
     # capacity
     NO_SUCH_HARDWARE = "capacity.no_such_hardware"
     NO_WORKER = "capacity.no_worker"

@@ -45,6 +45,17 @@ from .messages_events import (
     Queued,
     StdinRequest,
 )
+from .messages_images import (
+    BuildLog,
+    BuildStream,
+    ImageBuilt,
+    ImageList,
+    ImageLogs,
+    ImageRow,
+    ImagesPruned,
+    ListImages,
+    PruneImages,
+)
 from .messages_parts import (
     ContainerInfo,
     ContainerUsage,
@@ -122,6 +133,7 @@ Event = (
     | ContainerEnded
     | ContainerParked
     | ParkFailed
+    | BuildLog
     | ExecutorEnded
 )
 
@@ -164,6 +176,13 @@ Message = (
     | ForgetParked
     | ContainerStream
     | Heartbeat
+    | BuildStream
+    | ImageBuilt
+    | ListImages
+    | ImageList
+    | PruneImages
+    | ImagesPruned
+    | ImageLogs
     | RunnerHello
     | RunnerStart
     | RunnerReady
@@ -195,16 +214,17 @@ def decode(head: Buffer) -> Message:
 
 
 __all__ = [
-    "Ack", "CallEnded", "CellAccepted", "CellDone", "CellRefused", "CellStarted", "CommMessage", "ContainerEnded",
-    "ContainerInfo", "ContainerParked", "ContainerReady", "ContainerReport", "ContainerStarted", "ContainerStream",
-    "ContainerUsage", "CostLine", "CostReport", "Done", "EngineInfo", "Event", "ExecutorEnded", "FileChange",
-    "FindSession", "ForgetParked", "GetCost", "GetLogs", "GetStatus", "GpuShown", "GpuUsage", "Heartbeat", "Hello",
-    "IOPub", "Interrupt", "Inventory", "JoinWorker", "Joined", "Logs", "Message", "MirrorSpec", "NameGroup",
+    "Ack", "BuildLog", "BuildStream", "CallEnded", "CellAccepted", "CellDone", "CellRefused", "CellStarted",
+    "CommMessage", "ContainerEnded", "ContainerInfo", "ContainerParked", "ContainerReady", "ContainerReport",
+    "ContainerStarted", "ContainerStream", "ContainerUsage", "CostLine", "CostReport", "Done", "EngineInfo", "Event",
+    "ExecutorEnded", "FileChange", "FindSession", "ForgetParked", "GetCost", "GetLogs", "GetStatus", "GpuShown",
+    "GpuUsage", "Heartbeat", "Hello", "IOPub", "ImageBuilt", "ImageList", "ImageLogs", "ImageRow", "ImagesPruned",
+    "Interrupt", "Inventory", "JoinWorker", "Joined", "ListImages", "Logs", "Message", "MirrorSpec", "NameGroup",
     "NamesData", "NamesNeeded", "Notice", "Numbered", "ParkContainer", "ParkFailed", "ParkSession", "ParkedInfo",
-    "Phase", "PhaseTime", "Queued", "RemoteName", "RunCell", "RunnerCredit", "RunnerDetach", "RunnerFreeze",
-    "RunnerFrozen", "RunnerHello", "RunnerLoadNames", "RunnerNamesLoaded", "RunnerPing", "RunnerPong", "RunnerReady",
-    "RunnerStart", "SessionFound", "SessionInfo", "SessionParked", "SessionRow", "SessionStream", "Shutdown",
-    "SideReply", "SideRequest", "SnapshotUsage", "StartContainer", "StartKind", "Status", "StdinReply",
+    "Phase", "PhaseTime", "PruneImages", "Queued", "RemoteName", "RunCell", "RunnerCredit", "RunnerDetach",
+    "RunnerFreeze", "RunnerFrozen", "RunnerHello", "RunnerLoadNames", "RunnerNamesLoaded", "RunnerPing", "RunnerPong",
+    "RunnerReady", "RunnerStart", "SessionFound", "SessionInfo", "SessionParked", "SessionRow", "SessionStream",
+    "Shutdown", "SideReply", "SideRequest", "SnapshotUsage", "StartContainer", "StartKind", "Status", "StdinReply",
     "StdinRequest", "StopContainer", "StopSession", "UsageReport", "ValuePart", "WarmContainer", "Welcome",
     "WorkerRow", "decode", "encode",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from .resources import Resources
 from .states import ContainerState
 
 
@@ -52,7 +53,7 @@ class RemoteName(msgspec.Struct, kw_only=True, omit_defaults=True):
     shape: str = ""
     length: int | None = None
     head: str = ""
-    why: Literal["too_large", "unpicklable", "not_asked"] = "too_large"
+    why: Literal["too_large", "unpicklable", "not_asked", "python_differs"] = "too_large"
     detail: str = ""
 
 
@@ -169,7 +170,8 @@ class ParkedInfo(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     `kind` "snapshot" has the process and the names by value, "names" only the latter (an engine without snapshots, or no
     disk for one). `lost` are names that could not be saved by value: they come back with the snapshot or not at all.
-    `expires_unix_seconds` 0: the gateway has not said.
+    `parked_unix_seconds` 0: its worker was lost while it parked, and it is not known yet whether it was kept.
+    `expires_unix_seconds` 0 and `resources` (what its container was asked for) None: the gateway has not said.
     """
 
     id: str
@@ -181,6 +183,7 @@ class ParkedInfo(msgspec.Struct, kw_only=True, omit_defaults=True):
     parked_unix_seconds: float = 0.0
     expires_unix_seconds: float = 0.0
     worker: str = ""
+    resources: Resources | None = None
 
 
 class WarmContainer(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -204,7 +207,7 @@ class SnapshotUsage(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class ContainerInfo(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A container as it is shown to people."""
+    """A container as it is shown to people. `resources` is what it was asked for (of the limits of a call: the first's)."""
 
     id: str
     worker: str = ""
@@ -217,6 +220,9 @@ class ContainerInfo(msgspec.Struct, kw_only=True, omit_defaults=True):
     memory_mib: int = 0
     usd_per_second: str = "0"
     price_note: str = ""
+    resources: Resources | None = None
+    python_version: str = ""  # of its executor, once it runs: "3.13.0"
+    image: str = ""  # id of the built image that it was made from; "" is a mirror
     state: ContainerState = ContainerState.PLACED
     uptime_seconds: float = 0.0
     phases: list[PhaseTime] = []  # of its start

@@ -81,8 +81,8 @@ class ExecutorEnded(Base, kw_only=True, tag="executor_ended"):
 class RunnerFreeze(Base, kw_only=True, tag="runner_freeze"):
     """Worker -> runner: get ready for a checkpoint; answered by RunnerFrozen. The phase before the snapshot: imports
     `preload` (modules, in order; one that fails is left out), saves names by value when `save_names` (as the cell's values: large
-    parts in out/, at most `limit_bytes` together), runs the hooks of before, collects garbage, and takes no cell until the
-    next RunnerStart. Refused while a cell runs."""
+    parts in out/, at most `limit_bytes` together, 0 for no limit), runs the hooks of before, collects garbage, and takes no
+    cell until the next RunnerStart. Refused while a cell runs."""
 
     preload: list[str] = []
     save_names: bool = False
@@ -104,7 +104,8 @@ class RunnerFrozen(Base, kw_only=True, tag="runner_frozen"):
 
 class RunnerDetach(Base, kw_only=True, tag="runner_detach"):
     """Worker -> runner after RunnerFrozen: close this socket (no host socket may be open in a checkpoint) and dial the same
-    path every 2 ms until somebody answers: the worker of the restored container, or this one if the checkpoint failed."""
+    path every 2 ms until somebody answers: the worker of the restored container, or this one if the checkpoint failed.
+    The worker stops listening before it sends this, or the runner is back at once."""
 
 
 class RunnerLoadNames(Base, kw_only=True, tag="runner_load_names"):

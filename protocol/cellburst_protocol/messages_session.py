@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from .errors import ErrorInfo
+from .images import ImageRecipe
 from .messages_base import Base
 from .messages_control import SessionRow
 from .messages_parts import ContainerInfo, ContainerUsage, MirrorSpec, NameGroup, ParkedInfo, ValuePart
@@ -37,6 +38,7 @@ class SessionInfo(Base, kw_only=True, tag="session_info"):
     """What the session is now; sent first, and again whenever its container or state changes.
 
     `superseded` is the earlier session that this one took the name from, if it is still there to go back to.
+    `acknowledged_sequence` (in a stream's first SessionInfo) is the last event that a kernel said it has shown.
     """
 
     session: str
@@ -46,6 +48,7 @@ class SessionInfo(Base, kw_only=True, tag="session_info"):
     container: ContainerInfo | None = None
     running_call: str = ""
     last_sequence: int = 0
+    acknowledged_sequence: int = 0
     superseded: SessionRow | None = None
     parked: ParkedInfo | None = None
 
@@ -65,6 +68,8 @@ class RunCell(Base, kw_only=True, tag="run_cell"):
     code: str
     resources: Resources | None = None
     image: MirrorSpec | None = None
+    recipe: ImageRecipe | None = None  # the image to run in; None is the mirror of `image`
+    keep_image: bool = False  # as the session has it, whatever `recipe` says; without a session to go on with, `recipe`
     header: dict[str, object] = {}
     metadata: dict[str, object] = {}
     execution_count: int = 1
@@ -76,6 +81,7 @@ class RunCell(Base, kw_only=True, tag="run_cell"):
     used: list[str] = []  # names the cell may read or change in place
     deleted: list[str] = []
     home_limit_bytes: int = 10_000_000
+    python_version: str = ""  # the kernel's: code that the container's Python made is sent to the same minor version only
     detach: bool = False
     value_key: str = ""  # hex; gateway -> worker only, never further
     mac: str = ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from .errors import ErrorInfo
+from .images import ImageRecipe
 from .messages_base import Base
 from .messages_parts import (
     ContainerUsage,
@@ -60,7 +61,9 @@ class Joined(Base, kw_only=True, tag="joined"):
 class StartContainer(Base, kw_only=True, tag="start_container"):
     """Gateway -> worker, control request. Answered with Done when accepted; its progress are events on the container's
     stream, which the worker opens at once. `parked` is the id of the session's parked bytes, to be resumed; if they
-    cannot be (gone, corrupt, another engine) the container boots and its ContainerReady says what is missing."""
+    cannot be (gone, corrupt, another engine) the container boots and its ContainerReady says what is missing. With a
+    `recipe` the container is made from that image, which the worker builds where it is not there (events BuildLog); of
+    `image` then only the notebook's folder, its mode and note, mounts, user, home and environment are used."""
 
     container: str
     lease: str
@@ -70,6 +73,7 @@ class StartContainer(Base, kw_only=True, tag="start_container"):
     resources: Resources
     gpus: list[str]  # uuids from the inventory
     image: MirrorSpec
+    recipe: ImageRecipe | None = None
     engine: str = ""  # "" is the worker's preferred one
     prepare_call: str = ""  # phases are reported as events of this call
     parked: str = ""
@@ -125,7 +129,7 @@ class ContainerStream(Base, kw_only=True, tag="container_stream"):
 
 class ContainerReady(Base, kw_only=True, tag="container_ready"):
     """Event: the runner's executor is up. `start` is the rung it came up by; `lost` are names of a parked session that
-    did not come back, with the reason in `detail`."""
+    did not come back, with the reason in `detail`. `image_id` is the built image's, "" for a mirror."""
 
     engine: EngineInfo
     network: str
@@ -134,6 +138,7 @@ class ContainerReady(Base, kw_only=True, tag="container_ready"):
     python_version: str = ""
     start: StartKind = "boot"
     lost: list[RemoteName] = []
+    image_id: str = ""
 
 
 class Heartbeat(Base, kw_only=True, tag="heartbeat"):

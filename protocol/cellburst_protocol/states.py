@@ -73,6 +73,7 @@ class EndReason(enum.StrEnum):
     KERNEL_GONE = "kernel_gone"
     SUPERSEDED = "superseded"
     EVICTED = "evicted"
+    EXPIRED = "expired"  # of a session: it was parked and nobody came back for it
     WORKER_LOST = "worker_lost"
     CONTAINER_LOST = "container_lost"
     START_FAILED = "start_failed"

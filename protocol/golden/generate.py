@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from cellburst_protocol import messages as m
+from cellburst_protocol.errors import ErrorCode, ErrorInfo
 from cellburst_protocol.runner_wire import to_runner_raw
 
 FILE = Path(__file__).parent / "runner_wire.json"
@@ -19,6 +20,7 @@ _REPLY = b'{"status":"ok","execution_count":3}'
 _STREAM = b'{"header":{"msg_type":"stream"},"parent_header":{},"metadata":{},"content":{"name":"stdout","text":"\xc3\xa9\\n"}}'
 _PART = m.ValuePart(hash="ab" * 32, size_bytes=3, at="inline")
 _GROUP = m.NameGroup(names=["x"], hash="cd" * 32, parts=[_PART])
+_LOST = m.RemoteName(name="guard", type="_thread.lock", why="unpicklable", detail="guard: a lock cannot be pickled")
 
 # (message, call that its head carries, buffers)
 TO_RUNNER: list[tuple[m.Message, list[bytes]]] = [
@@ -31,6 +33,10 @@ TO_RUNNER: list[tuple[m.Message, list[bytes]]] = [
     (m.Interrupt(container="k1", call="c1", level=2), []),
     (m.RunnerPing(number=7), []),
     (m.RunnerCredit(size_bytes=65536), []),
+    (m.RunnerFreeze(preload=["numpy", "os.path"], save_names=True, limit_bytes=1000), []),
+    (m.RunnerDetach(), []),
+    (m.RunnerStart(environment={"A": "2"}, restored=True, reseed=True), []),
+    (m.RunnerLoadNames(groups=[_GROUP]), [b"abc"]),
 ]
 FROM_RUNNER: list[tuple[m.Message, str, list[bytes]]] = [
     (m.RunnerHello(container="k1", protocol=(1, 0), python_version="3.11.7", pid=1), "", []),
@@ -49,6 +55,10 @@ FROM_RUNNER: list[tuple[m.Message, str, list[bytes]]] = [
     (m.SideReply(id="s1", content={"matches": ["np.e"]}), "", []),
     (m.RunnerPong(number=7, executor_alive_seconds=0.1), "", []),
     (m.ExecutorEnded(call="c1", signal=11, text="Fatal Python error: Segmentation fault"), "", []),
+    (m.RunnerFrozen(files=["/usr/lib/a.so"], groups=[_GROUP], lost=[_LOST], preloaded=["numpy"]), "", [b"abc"]),
+    (m.RunnerFrozen(error=ErrorInfo(code=ErrorCode.BUSY, message="a cell runs", next="wait for its end")), "", []),
+    (m.RunnerReady(executor_pid=12, notes=["hook load raised ValueError: no"]), "", []),
+    (m.RunnerNamesLoaded(names=["x"], lost=[_LOST]), "", []),
 ]
 
 

@@ -25,11 +25,14 @@ from typing import Any, Optional
 from ipykernel.jsonutil import json_clean
 from tornado import ioloop
 
-from . import wire
+from . import hooks, wire
 from .cell_channel import Sender
+from .cell_imports import ImportLog
 from .cell_kernel import CellKernelApp, make_app
 from .cell_side import Side
+from .cell_snapshot import TAGS, CellSnapshot, ignore_interrupts
 from .values import ValueStore
+from .values_saved import SavedNames
 
 OOM_SCORE = "700"  # when memory runs out user code goes first, not the supervisor that has to say so
 
@@ -47,7 +50,9 @@ class CellExecutor:
         self._sender = sender
         self._work = work
         self._decoder = wire.Decoder()
-        self._values = ValueStore(self._shell.user_ns, os.path.join(folder, "in"), os.path.join(folder, "out"))
+        names = (self._shell.user_ns, os.path.join(folder, "in"), os.path.join(folder, "out"))
+        self._values = ValueStore(*names)
+        self._imports = ImportLog(os.getcwd())
         self._loop = asyncio.get_event_loop_policy().get_event_loop()
         self._side = Side(side, app.kernel, self._values, lambda: self._loop.call_soon_threadsafe(lambda: None))
         self._context = contextvars.copy_context()  # one for all cells: what a cell sets the next one sees
@@ -57,6 +62,10 @@ class CellExecutor:
         self._started = 0.0  # monotonic; 0 before the cell's own code
         self._run_seconds = 0.0
         app.kernel.ask = self._ask
+        self._snapshot = CellSnapshot(
+            self._session, sender, work, self._decoder, SavedNames(*names), self._imports, self._flush, self._take,
+            self._context,
+        )  # fmt: skip
 
     def start(self) -> None:
         """Watch the sockets and say that we are ready."""
@@ -74,14 +83,19 @@ class CellExecutor:
         if not count:
             os._exit(1)  # the supervisor is gone
         for body in self._decoder.feed(self._decoder.scratch[:count]):
-            head, buffers = wire.split(body)
-            message = wire.decode_head(head)
-            if message["t"] == "run_cell":
-                self._begin(message, buffers)
-            elif message["t"] == "comm":
-                self._side.comm(message, buffers)
-            elif message["t"] == "names_data" and self._names_data is not None and not self._names_data.done():
-                self._names_data.set_result((message, buffers))
+            self._take(body)
+
+    def _take(self, body: bytes) -> None:
+        head, buffers = wire.split(body)
+        message = wire.decode_head(head)
+        if message["t"] == "run_cell":
+            self._begin(message, buffers)
+        elif message["t"] == "comm":
+            self._side.comm(message, buffers)
+        elif message["t"] == "names_data" and self._names_data is not None and not self._names_data.done():
+            self._names_data.set_result((message, buffers))
+        elif message["t"] in TAGS:
+            self._snapshot.take(message, buffers)
 
     def _begin(self, message: dict[str, Any], buffers: list[memoryview]) -> None:
         coroutine = self._run(message, buffers)
@@ -124,6 +138,9 @@ class CellExecutor:
             fields, parts = self._gather_after_failure(message)
         head = {"t": "cell_done", "call": self._call, "status": reply["status"], **fields}
         head["run_seconds"] = round(self._run_seconds, 6)
+        imported = self._imports.news()
+        if imported:
+            head["imported"] = imported
         try:
             self._sender.send(head, [self._session.pack(json_clean(reply)), *parts])
         except wire.WireError as why:
@@ -138,7 +155,7 @@ class CellExecutor:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             self._set_parent(message)
             await self._apply(message, buffers)
-            self._values.before_cell(message.get("used", []))
+            self._values.before_cell(message.get("used", []), message.get("python_version", ""))
             self._sender.send({"t": "cell_started", "call": self._call})
             self._started = time.monotonic()
             reply = await self._execute(message)
@@ -148,7 +165,7 @@ class CellExecutor:
             self._flush()
             return reply, fields, parts
         finally:
-            self._ignore_interrupts()
+            ignore_interrupts()
 
     def _set_parent(self, message: dict[str, Any]) -> None:
         # scalars only: parents are keys in ipykernel's streams
@@ -242,14 +259,6 @@ class CellExecutor:
         self._session.send(self._kernel.iopub_socket, "error", error, parent=self._kernel.get_parent("shell"))
         return {"status": "error", **error, "execution_count": self._shell.execution_count, "payload": []}
 
-    def _ignore_interrupts(self) -> None:
-        while True:
-            try:
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
-                return
-            except KeyboardInterrupt:
-                continue  # the last one, a moment too late
-
 
 def _inline_parts(groups: list[dict[str, Any]], buffers: list[memoryview]) -> dict[str, list[memoryview]]:
     """The inline buffers of each group, by its hash. Raises ValueError when their number is wrong."""
@@ -264,7 +273,19 @@ def _inline_parts(groups: list[dict[str, Any]], buffers: list[memoryview]) -> di
 
 
 def main(descriptors: list[int]) -> None:
-    """Entry of the executor. `descriptors`: work and side sockets, read ends of 1 and 2, and faulthandler's pipe."""
+    """Entry of the executor's own process. `descriptors`: see `run`."""
+    look_like_a_kernel()
+    run(descriptors)
+
+
+def look_like_a_kernel() -> None:
+    """As in a kernel started by ipykernel_launcher: neither our arguments nor our folder are the user's."""
+    sys.argv = ["ipykernel_launcher.py"]
+    sys.path.pop(0)
+
+
+def run(descriptors: list[int]) -> None:
+    """Run cells until the end. `descriptors`: work and side sockets, read ends of 1 and 2, and faulthandler's pipe."""
     for descriptor in descriptors:
         os.set_inheritable(descriptor, False)
     work_fd, side_fd, out, err, fault = descriptors
@@ -276,18 +297,12 @@ def main(descriptors: list[int]) -> None:
     except OSError:
         pass  # not in every sandbox
     faulthandler.enable(os.fdopen(fault, "w"))
-    # as in a kernel started by ipykernel_launcher: neither our arguments nor our folder are the user's
-    sys.argv = ["ipykernel_launcher.py"]
-    sys.path.pop(0)
-    # what the notebook itself had put on its path; the interpreter's own entries are there already
-    for entry in os.environ.pop("CELLBURST_SYS_PATH", "").split(os.pathsep):
-        if entry and entry not in sys.path:
-            sys.path.append(entry)
     work, side = socket.socket(fileno=work_fd), socket.socket(fileno=side_fd)
     sender = Sender(work)
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     app = make_app(sender, {"stdout": out, "stderr": err})
+    hooks.install_stand_in()
     CellExecutor(app, sender, work, side, os.environ["CELLBURST_VAR"]).start()
     while True:
         try:

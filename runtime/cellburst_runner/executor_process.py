@@ -1,5 +1,8 @@
 """One executor as the supervisor sees it: a child in its own session, two sockets, three pipes.
 
+It is a new process of the environment's Python; or, where the supervisor came out of a fork server, a fork of the supervisor,
+which has everything imported and runs nothing of the user's itself (`zygote_child.Forker`).
+
 `work` carries cells to it and everything it says in order, and is not read while there is no credit, so that user code
 waits instead of memory growing. `side` carries what may not wait for a running cell (stdin replies, comms, questions and
 their answers, signs of life) and is always read. `pipes` are the read ends of its file descriptors 1 and 2: the executor
@@ -14,9 +17,12 @@ import socket
 import subprocess
 from collections import deque
 from collections.abc import Iterator
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 from . import wire
+
+if TYPE_CHECKING:
+    from .zygote_child import Forker
 
 
 class Channel:
@@ -85,7 +91,9 @@ class ExecutorProcess:
     """A started executor. `alive_at` is when it last gave a sign and `closed_at` when its sockets closed (monotonic
     seconds), `ready` whether it said so."""
 
-    def __init__(self, command: list[str], environment: dict[str, str], folder: str, now: float) -> None:
+    def __init__(
+        self, command: list[str], environment: dict[str, str], folder: str, now: float, forker: Optional[Forker] = None
+    ) -> None:
         work, work_end = socket.socketpair()
         side, side_end = socket.socketpair()
         out, out_end = os.pipe()
@@ -94,17 +102,27 @@ class ExecutorProcess:
         for pipe in (out, err, self.fault):
             os.set_blocking(pipe, False)
         passed = [work_end.fileno(), side_end.fileno(), out, err, fault_end]
+        self._process: Optional[subprocess.Popen[bytes]] = None
         try:
-            self._process = subprocess.Popen(
-                [*command, *(str(n) for n in passed)], env=environment, cwd=folder or None, stdin=subprocess.DEVNULL,
-                stdout=out_end, stderr=err_end, pass_fds=passed, start_new_session=True,
-            )  # fmt: skip
+            # raises BecomeExecutor in the fork
+            self.pid = forker.fork(command, environment, folder, passed, (out_end, err_end)) if forker else 0
+            if not self.pid:
+                self._process = subprocess.Popen(
+                    [*command, *(str(n) for n in passed)], env=environment, cwd=folder or None, stdin=subprocess.DEVNULL,
+                    stdout=out_end, stderr=err_end, pass_fds=passed, start_new_session=True,
+                )  # fmt: skip
+                self.pid = self._process.pid
+        except BaseException:
+            work.close()
+            side.close()
+            for end in (out, err, self.fault):
+                os.close(end)
+            raise
         finally:
             work_end.close()
             side_end.close()
             for end in (out_end, err_end, fault_end):
                 os.close(end)
-        self.pid = self._process.pid
         self.work = Channel(work)
         self.side = Channel(side)
         self.pipes = {"stdout": out, "stderr": err}
@@ -136,7 +154,8 @@ class ExecutorProcess:
     def ended(self, status: int) -> tuple[Optional[int], Optional[int]]:
         """It was reaped with this wait status: its exit code and signal. Its group is killed: nothing of it stays."""
         code = os.waitstatus_to_exitcode(status)
-        self._process.returncode = code  # it was reaped by us, and Popen must not wait for another with its pid
+        if self._process is not None:
+            self._process.returncode = code  # it was reaped by us, and Popen must not wait for another with its pid
         self.signal_group(signal.SIGKILL)
         return (code, None) if code >= 0 else (None, -code)
 

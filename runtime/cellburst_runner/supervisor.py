@@ -18,13 +18,19 @@ import socket
 import sys
 import time
 from collections import deque
-from typing import Any, Optional
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Optional
 
 from . import wire
 from .executor_process import ExecutorProcess
-from .output_limit import OutputLimit
-from .supervisor_start import make_links, make_subreaper, stream_message
+from .supervisor_output import Output
+from .supervisor_snapshot import Freezer, Pause
+from .supervisor_start import change_links, make_links, make_subreaper
+from .supervisor_watch import forget, watch
 from .worker_link import WorkerLink
+
+if TYPE_CHECKING:
+    from .zygote_child import Forker
 
 SILENT_SECONDS = 2.0  # an executor gives a sign every 0.5 s unless its GIL is held
 CLOSED_SECONDS = 1.0  # an executor whose sockets are closed is ending; if it does not, user code closed them
@@ -36,19 +42,19 @@ MAX_FAILED_STARTS = 2
 
 
 class Supervisor:
-    """See the module. `run` returns the exit code, which is only when no executor can be started."""
+    """See the module. `run` returns the exit code when no executor can be started; BecomeExecutor is raised in a fork."""
 
-    def __init__(self, var_folder: str, container: str) -> None:
+    def __init__(self, var_folder: str, container: str, forker: Optional[Forker] = None) -> None:
         self._var_folder = var_folder
-        self._hello = wire.encode({
-            "t": "runner_hello", "container": container, "protocol": wire.PROTOCOL_VERSION,
-            "python_version": platform.python_version(), "pid": os.getpid(),
-        })  # fmt: skip
+        self._container = container
+        self._forker = forker
         self._link = WorkerLink(os.path.join(var_folder, "ctl", "s"))
+        self._freezer = Freezer(self._link)
+        self._output = Output(self._link)
+        self._pause = Pause(time.monotonic(), 2 * IDLE_TICK_SECONDS)
         self._selector = selectors.DefaultSelector()
         self._start: Optional[dict[str, Any]] = None
         self._executor: Optional[ExecutorProcess] = None
-        self._limit = OutputLimit(0, 0)
         self._waiting: deque[tuple[str, bytes]] = deque()  # (call, message) until the executor is idle
         self._running = ""
         self._running_header: dict[str, Any] = {}
@@ -59,6 +65,7 @@ class Supervisor:
             "runner_start": self._on_start, "run_cell": self._on_run_cell, "names_data": self._on_names_data,
             "stdin_reply": self._on_side, "comm": self._on_side, "side_request": self._on_side,
             "interrupt": self._on_interrupt, "runner_ping": self._on_ping, "runner_credit": self._on_credit,
+            "runner_freeze": self._on_freeze, "runner_detach": self._on_detach, "runner_load_names": self._on_load_names,
         }  # fmt: skip
 
     # -- the loop --------------------------------------------------------------------------------------------------
@@ -69,10 +76,12 @@ class Supervisor:
         while self._ended is None:
             now = time.monotonic()
             if self._link.socket is None and now >= self._link.redial_at:
-                self._link.dial(now, self._hello)
+                self._link.dial(now, self._hello())
             self._link.write()
             self._watch()
-            for key, events in self._selector.select(self._timeout(now)):
+            happened = self._selector.select(self._timeout(now))
+            self._move_deadlines(self._pause.gap(time.monotonic()))
+            for key, events in happened:
                 key.data(events)
             self._tick(time.monotonic())
         if self._executor is not None:
@@ -80,6 +89,12 @@ class Supervisor:
             self._executor.wait()
         self._link.write()
         return self._ended
+
+    def _hello(self) -> bytes:
+        return wire.encode({
+            "t": "runner_hello", "container": self._container, "protocol": wire.PROTOCOL_VERSION,
+            "python_version": platform.python_version(), "pid": os.getpid(),
+        })  # fmt: skip
 
     def _catch_signals(self) -> None:
         receive, send = socket.socketpair()
@@ -94,7 +109,8 @@ class Supervisor:
 
     def _timeout(self, now: float) -> float:
         closing = self._executor is not None and self._executor.closed_at is not None
-        timeout = TICK_SECONDS if self._running or closing else IDLE_TICK_SECONDS
+        busy = self._running or closing or self._freezer.runs_user_code
+        timeout = TICK_SECONDS if busy else IDLE_TICK_SECONDS
         if self._link.socket is None:
             timeout = min(timeout, max(0.0, self._link.redial_at - now))
         return timeout
@@ -114,15 +130,7 @@ class Supervisor:
             write = selectors.EVENT_WRITE if side.waiting_bytes else 0
             if self._executor.closed_at is None:
                 wanted[side.socket] = (selectors.EVENT_READ | write, self._on_side_socket)
-        for key in list(self._selector.get_map().values()):
-            if key.fileobj not in wanted:
-                self._selector.unregister(key.fileobj)
-        for connection, (mask, handler) in wanted.items():
-            current = self._selector.get_map().get(connection)
-            if current is None:
-                self._selector.register(connection, mask, handler)
-            elif current.events != mask:
-                self._selector.modify(connection, mask, handler)
+        watch(self._selector, wanted)
 
     def _tick(self, now: float) -> None:
         executor = self._executor
@@ -132,10 +140,23 @@ class Supervisor:
             executor.kill()
         if self._kill_at is not None and now >= self._kill_at:
             self._kill_at = None
-            if self._running:
+            if self._running or self._freezer.runs_user_code:
                 executor.kill()
         if self._running and now - executor.alive_at > SILENT_SECONDS and self._link.takes_events:
-            self._drain_pipes(executor)
+            self._output.drain_pipes(executor, self._running, self._running_header)
+
+    def _move_deadlines(self, seconds: float) -> None:
+        """The clock went on and we did not: whatever was to happen in three seconds still is."""
+        if not seconds:
+            return
+        self._link.redial_at = 0.0
+        if self._kill_at is not None:
+            self._kill_at += seconds
+        if self._executor is not None:
+            self._executor.started_at += seconds
+            self._executor.alive_at += seconds
+            if self._executor.closed_at is not None:
+                self._executor.closed_at += seconds
 
     # -- from the worker -------------------------------------------------------------------------------------------
 
@@ -144,25 +165,43 @@ class Supervisor:
             self._link.write()
         if events & selectors.EVENT_READ:
             descriptor = self._link.socket
-            for body in self._link.read():
+            for body in self._link.read():  # ends when a message detaches us
                 head, _ = wire.split(body)
                 message = wire.decode_head(head)
                 handler = self._handlers.get(message["t"])
                 if handler is not None:  # a newer worker may say more
                     handler(message, body)
             if self._link.socket is None and descriptor is not None:
-                self._forget(descriptor)
+                forget(self._selector, descriptor)
 
     def _on_start(self, message: dict[str, Any], body: bytes) -> None:
-        if self._start is not None:
+        before = self._start
+        if before is None:
+            self._start = message
+            self._output.set_limits(message)
+            make_links(message.get("links", {}))
+            self._start_executor()
+        elif message.get("restored"):
+            self._start = message
+            self._output.set_limits(message)
+            self._container = message.get("environment", {}).get("CELLBURST_CONTAINER", self._container)
+            change_links(before.get("links", {}), message.get("links", {}))
+            if self._executor is not None and self._executor.ready:
+                self._executor.started_at = time.monotonic()  # what RunnerReady counts from
+            self._freezer.thaw(self._executor, before, message)
+        elif self._freezer.is_taking_a_snapshot:  # for a worker that is gone
+            self._freezer.thaw(self._executor, before, {**before, "reseed": False})
+        elif not self._freezer.is_thawing:
             self._say_ready()
-            return
-        self._start = message
-        self._limit = OutputLimit(
-            message.get("output_limit_bytes", 33_554_432), message.get("output_tail_bytes", 1_048_576)
-        )
-        make_links(message.get("links", {}))
-        self._start_executor()
+
+    def _on_freeze(self, message: dict[str, Any], body: bytes) -> None:
+        self._freezer.freeze(message, self._executor, bool(self._running or self._waiting))
+
+    def _on_detach(self, message: dict[str, Any], body: bytes) -> None:
+        self._link.detach()
+
+    def _on_load_names(self, message: dict[str, Any], body: bytes) -> None:
+        self._freezer.load(self._executor, message, _framed(body), bool(self._running))
 
     def _on_run_cell(self, message: dict[str, Any], body: bytes) -> None:
         self._waiting.append((message["call"], body))
@@ -179,11 +218,8 @@ class Supervisor:
             channel = executor.work if message["t"] == "comm" and not self._running else executor.side
             channel.send(_framed(body))
         elif message["t"] == "side_request":
-            why = {
-                "code": "platform.unavailable",
-                "message": "the container's Python is not answering",
-                "next": "try again",
-            }
+            text = "the container's Python is not answering"
+            why = {"code": "platform.unavailable", "message": text, "next": "try again"}
             self._link.control(wire.encode({"t": "side_reply", "id": message["id"], "error": why}))
 
     def _on_ping(self, message: dict[str, Any], body: bytes) -> None:
@@ -201,7 +237,8 @@ class Supervisor:
             self._link.event(
                 wire.encode({"t": "cell_done", "call": call, "status": "aborted"}, [b'{"status":"aborted"}'])
             )
-        if self._executor is None or not self._running or call not in ("", self._running):
+        runs = self._running or self._freezer.runs_user_code
+        if self._executor is None or not runs or call not in ("", self._running):
             return
         if level >= 3:
             self._executor.kill()
@@ -224,23 +261,28 @@ class Supervisor:
         main_file = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
         command = [*(self._start.get("python") or [sys.executable]), main_file, "executor"]
         try:
-            self._executor = ExecutorProcess(command, environment, self._start.get("folder", ""), time.monotonic())
+            now, folder = time.monotonic(), self._start.get("folder", "")
+            forker = None if self._failed_starts else self._forker  # a fork that could not come up is not tried twice
+            self._executor = ExecutorProcess(command, environment, folder, now, forker)
         except OSError as why:
             self._link.control(wire.encode({"t": "executor_ended", "text": f"{command[0]}: {why}"}))
             self._ended = 1
 
     def _next_cell(self) -> None:
-        if self._running or not self._waiting or self._executor is None or not self._executor.ready:
+        if self._running or self._freezer.holds or not self._waiting:
+            return
+        if self._executor is None or not self._executor.ready:
             return
         self._running, body = self._waiting.popleft()
         self._running_header = wire.decode_head(wire.split(body)[0]).get("header", {})
         self._executor.work.send(_framed(body))
 
-    def _say_ready(self) -> None:
+    def _say_ready(self, notes: Sequence[str] = ()) -> None:
         executor = self._executor
         if executor is not None and executor.ready:
             seconds = round(executor.alive_at - executor.started_at, 3) if not self._running else 0.0
-            self._link.control(wire.encode({"t": "runner_ready", "executor_pid": executor.pid, "seconds": seconds}))
+            head = {"t": "runner_ready", "executor_pid": executor.pid, "seconds": seconds, "notes": list(notes)}
+            self._link.control(wire.encode(head))
 
     def _on_work(self, events: int) -> None:
         executor = self._executor
@@ -281,47 +323,24 @@ class Supervisor:
         if tag == "executor_ready":
             executor.ready = True
             self._failed_starts = 0
-            self._say_ready()
+            if self._freezer.executor_ready(executor):
+                self._say_ready()
             self._next_cell()
         elif tag == "iopub":
-            self._iopub(message, body, buffers)
+            self._output.iopub(message, _framed(body), buffers)
+        elif tag in ("frozen", "thawed", "runner_names_loaded"):
+            self._kill_at = None
+            if self._freezer.answered(message, _framed(body)):
+                self._say_ready(message.get("notes", []))
+            self._next_cell()
         elif tag == "cell_done":
-            self._send_tails()
+            self._output.send_tails()
             self._link.event(_framed(body))
             self._running = ""
             self._kill_at = None
             self._next_cell()
         else:
             self._link.event(_framed(body))
-
-    def _iopub(self, message: dict[str, Any], body: bytes, buffers: list[memoryview]) -> None:
-        call = message.get("call", "")
-        if message["msg_type"] == "stream":
-            if not self._limit.admit(call, bytes(buffers[0]), message.get("text_bytes", 0)):
-                return
-        elif message["msg_type"] == "error":
-            self._send_tail(call, self._limit.tail_before_error(call))
-        self._link.event(_framed(body))
-
-    def _send_tails(self) -> None:
-        for call in self._limit.calls():
-            self._send_tail(call, self._limit.tail(call))
-
-    def _send_tail(self, call: str, tail: Optional[dict[str, Any]]) -> None:
-        if tail is not None:
-            size = len(tail["content"]["text"].encode("utf-8", "replace"))
-            head = {"t": "iopub", "call": call, "msg_type": "stream", "text_bytes": size}
-            self._link.event(wire.encode(head, [wire.encode_head(tail)]))
-
-    def _drain_pipes(self, executor: ExecutorProcess) -> None:
-        for name in executor.pipes:
-            data = executor.read_pipe(name)
-            if data:
-                text = data.decode("utf-8", "replace")
-                message, size = stream_message(name, text, self._running_header)
-                if self._limit.admit(self._running, message, size):
-                    head = {"t": "iopub", "call": self._running, "msg_type": "stream", "text_bytes": size}
-                    self._link.event(wire.encode(head, [message]))
 
     # -- ends ------------------------------------------------------------------------------------------------------
 
@@ -348,18 +367,19 @@ class Supervisor:
             self._from_executor(executor, body)
         text = executor.read_fault()
         if was_ready:
-            self._drain_pipes(executor)
+            self._output.drain_pipes(executor, self._running, self._running_header)
         else:
             text += executor.read_pipe("stderr").decode("utf-8", "replace")[-8192:]
             self._failed_starts += 1
-        self._send_tails()
+        self._output.send_tails()
         self._link.after_events(wire.encode({
             "t": "executor_ended", "call": self._running, "exit_code": exit_code, "signal": number,
             "killed_by_runner": executor.killed_by_runner, "text": text,
         }))  # fmt: skip
+        self._freezer.executor_ended()
         self._running, self._kill_at, self._executor = "", None, None
-        self._forget(executor.work.socket)
-        self._forget(executor.side.socket)
+        forget(self._selector, executor.work.socket)
+        forget(self._selector, executor.side.socket)
         executor.close()
         if self._failed_starts >= MAX_FAILED_STARTS:
             self._ended = 1
@@ -368,11 +388,6 @@ class Supervisor:
 
     def _on_sigterm(self, *_: object) -> None:
         self._ended = 0
-
-    def _forget(self, connection: socket.socket) -> None:
-        for key in list(self._selector.get_map().values()):
-            if key.fileobj is connection:
-                self._selector.unregister(connection)
 
 
 def _framed(body: bytes) -> bytes:

@@ -34,6 +34,17 @@ def make_links(links: dict[str, str]) -> None:
             continue  # a read-only place: the engine made what must be there
 
 
+def change_links(before: dict[str, str], links: dict[str, str]) -> None:
+    """Make the links of another start; those of the last one that it lacks are removed, where they still are ours."""
+    for path, target in before.items():
+        try:
+            if path not in links and os.readlink(path) == target:
+                os.unlink(path)
+        except OSError:
+            continue  # gone, or not a link any more
+    make_links(links)
+
+
 def stream_message(name: str, text: str, parent: dict[str, Any]) -> tuple[bytes, int]:
     """A Jupyter stream message as JSON, and the bytes of its text: for output that the executor could not send itself."""
     header = {

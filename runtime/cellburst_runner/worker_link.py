@@ -17,6 +17,9 @@ from . import wire
 
 FIRST_REDIAL_SECONDS = 0.002  # a restored container is ready when its worker's new socket is: found within 2 ms
 LAST_REDIAL_SECONDS = 0.05
+# After a detach it is dialled every 2 ms so often (30 s), then slower. Counted in dials and not in seconds: a restored
+# container's clock has gone on, and its first dials must not be the slow ones.
+DETACHED_DIALS = 15_000
 MAX_WAITING_BYTES = 1024 * 1024  # events read from the executor ahead of what the worker takes
 
 
@@ -28,7 +31,9 @@ class WorkerLink:
         self.socket: Optional[socket.socket] = None
         self.credit_bytes = 0
         self.redial_at = 0.0
+        self.connections = 0  # made so far
         self._redial_seconds = FIRST_REDIAL_SECONDS
+        self._fast_dials = 0
         self._control: deque[bytes] = deque()
         self._events: deque[bytes] = deque()
         self._waiting_bytes = 0
@@ -58,9 +63,14 @@ class WorkerLink:
         except OSError:
             connection.close()
             self.redial_at = now + self._redial_seconds
-            self._redial_seconds = min(2 * self._redial_seconds, LAST_REDIAL_SECONDS)
+            if self._fast_dials:
+                self._fast_dials -= 1
+            else:
+                self._redial_seconds = min(2 * self._redial_seconds, LAST_REDIAL_SECONDS)
             return False
         self.socket = connection
+        self.connections += 1
+        self._fast_dials = 0
         self.credit_bytes = wire.INITIAL_CREDIT_BYTES
         self._decoder = wire.Decoder()
         self._control.appendleft(hello)
@@ -117,6 +127,12 @@ class WorkerLink:
                 return
             if count < len(self._decoder.scratch):
                 return
+
+    def detach(self) -> None:
+        """Close the socket, as a checkpoint needs it, and look for the next listener every 2 ms. What waits is kept."""
+        self.write()
+        self.close()
+        self._fast_dials = DETACHED_DIALS
 
     def close(self) -> None:
         """Close the socket; what was half written will be sent again."""

@@ -1,5 +1,21 @@
 """Cellburst: serverless GPUs that you run yourself, from a notebook or a program."""
 
+from typing import TYPE_CHECKING
+
 from cellburst_protocol import SOFTWARE_VERSION as __version__
 
-__all__ = ["__version__"]
+from .hooks import before_snapshot, on_restore
+
+if TYPE_CHECKING:
+    from .image import FilePatternMatcher, Image
+
+__all__ = ["FilePatternMatcher", "Image", "__version__", "before_snapshot", "on_restore"]
+
+
+def __getattr__(name: str) -> object:
+    # The command and the notebook's hooks import this package at each start: images only when they are used.
+    if name in ("FilePatternMatcher", "Image"):
+        from . import image
+
+        return getattr(image, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -70,6 +70,8 @@ class FakeWorker:
         self.give_credit = True
         self.owed_bytes = 0
         self.connections = 0
+        self.disconnections = 0
+        self.start_fields: dict[str, Any] = {}
         self._changed = asyncio.Condition()
         self._writer: asyncio.StreamWriter | None = None
         self._server: asyncio.Server | None = None
@@ -82,6 +84,7 @@ class FakeWorker:
         path = self.folder / "ctl" / "s"
         path.unlink(missing_ok=True)
         self._server = await asyncio.start_unix_server(self._serve, str(path), limit=1 << 20)
+        path.chmod(0o777)  # a container's user dials it
 
     async def start(self, **options: Any) -> None:
         """Start the supervisor as a plain process and say RunnerStart with these fields."""
@@ -100,17 +103,22 @@ class FakeWorker:
         )
         await self.wait_for(m.RunnerHello)
         options.setdefault("folder", str(self.folder / "home"))
-        self.send(m.RunnerStart(python=[sys.executable], **options))
+        self.start_fields = {"python": [sys.executable], **options}
+        self.send(m.RunnerStart(**self.start_fields))
 
     async def stop(self) -> None:
         """End the runner; its executor ends with it."""
-        self.drop()
-        if self._server is not None:
-            self._server.close()
+        self.close()
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(WAIT_SECONDS):
             await self.process.wait()
+
+    def close(self) -> None:
+        """Stop listening. Alone for a runner that something else ends."""
+        self.drop()
+        if self._server is not None:
+            self._server.close()
 
     def drop(self) -> None:
         """Close the connection as a worker that went away."""
@@ -122,7 +130,7 @@ class FakeWorker:
         self._writer = writer
         self.connections += 1
         decoder = RunnerDecoder()
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(ConnectionError), contextlib.closing(writer):
             while chunk := await reader.read(1 << 18):
                 incoming = decoder.feed(chunk)
                 async with self._changed:
@@ -132,6 +140,9 @@ class FakeWorker:
                 self.owed_bytes += sum(i.credit_bytes for i in incoming)
                 if self.give_credit and self.owed_bytes >= PAY_BYTES and self._writer is writer:
                     self.pay()
+        async with self._changed:
+            self.disconnections += 1
+            self._changed.notify_all()
 
     def pay(self) -> None:
         """Give back the credit of all that was received."""
@@ -192,6 +203,40 @@ class FakeWorker:
     async def run(self, code: str, buffers: list[bytes] | None = None, **fields: Any) -> Cell:
         """Run a cell to its end."""
         return await self.finish(self.begin(code, buffers, **fields))
+
+    # -- snapshots -------------------------------------------------------------------------------------------------
+
+    async def freeze(self, **fields: Any) -> Incoming:
+        """RunnerFreeze and its RunnerFrozen."""
+        start = len(self.received)
+        self.send(m.RunnerFreeze(**fields))
+        return await self.wait_for(m.RunnerFrozen, start)
+
+    async def detach(self) -> None:
+        """Stop listening, then RunnerDetach; returns when the runner has closed its socket."""
+        assert self._server is not None
+        self._server.close()
+        (self.folder / "ctl" / "s").unlink(missing_ok=True)
+        before = self.disconnections
+        self.send(m.RunnerDetach())
+        async with asyncio.timeout(WAIT_SECONDS), self._changed:
+            await self._changed.wait_for(lambda: self.disconnections > before)
+        self._writer = None
+
+    async def listen_again(self) -> Incoming:
+        """Listen where it did before; returns the runner's RunnerHello."""
+        start = len(self.received)
+        await self.listen()
+        return await self.wait_for(m.RunnerHello, start)
+
+    async def thaw(self, **fields: Any) -> m.RunnerReady:
+        """RunnerStart {restored} with these fields over those of the first start, and its RunnerReady."""
+        start = len(self.received)
+        self.start_fields = {**self.start_fields, **fields}
+        self.send(m.RunnerStart(restored=True, **self.start_fields))
+        ready = (await self.wait_for(m.RunnerReady, start)).message
+        assert isinstance(ready, m.RunnerReady)
+        return ready
 
     async def ask(self, kind: Any, **content: Any) -> Incoming:
         """A SideRequest and its SideReply."""

@@ -1,0 +1,352 @@
+"""Image recipes: what an image is made of, step by step, and the key of the layer that each step makes. Pure.
+
+A recipe travels as one struct. Local files travel beside it as packs: one tar per step, whose bytes are a blob (see
+`FilePack`), so a step names its files by the hash of their content, modes and names.
+
+The key of a layer is BLAKE3 over the key of the layer below and the step's canonical JSON (keys of objects sorted, so the
+order of a dict does not matter). Equal recipes have equal keys on every machine of one architecture, and so build once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from blake3 import blake3
+
+KEY_VERSION = "cellburst image 1"  # changed when the same step would make another layer than before
+KEY_BYTES = 20  # 160 bits: no two recipes meet by chance or on purpose; short, since all keys stand in one mount option
+SUITE = "bookworm"  # the Debian of debian_slim
+SUITE_PYTHON = {"bookworm": "3.11", "trixie": "3.13"}  # what Debian's own python3 is
+MAX_STEPS = 80  # so that the paths of all layers fit into the 4096 bytes that mount(2) takes
+MAX_PACK_BYTES = 4 << 30  # local files of one step; more belongs into a volume
+MAX_RECIPE_BYTES = 192 << 10  # as JSON: a recipe opens a stream, whose first message is one frame
+
+
+class FilePack(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Local files of one step: a tar of names, modes and contents only (owner 0, one fixed time, sorted by name).
+
+    `hash` is BLAKE3 of the tar in hex, `size_bytes` its size, `files` how many files it holds.
+    """
+
+    hash: str
+    size_bytes: int
+    files: int = 0
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What every step has. `force`: built anew at every build, and with it all that follow."""
+
+    force: bool = False
+
+
+class DebianSlim(Step, frozen=True, kw_only=True, omit_defaults=True, tag="debian_slim"):
+    """A minimal Debian, with its own Python if `python` is set, else with what another Python needs of the system."""
+
+    suite: str = SUITE
+    python: bool = True
+
+
+class FromScratch(Step, frozen=True, kw_only=True, omit_defaults=True, tag="from_scratch"):
+    """Nothing: only for images whose files are all copied in."""
+
+
+class FromRegistry(Step, frozen=True, kw_only=True, omit_defaults=True, tag="from_registry"):
+    """An image of an OCI registry, by its full name (`docker.io/library/debian:12`)."""
+
+    reference: str
+
+
+class FromStage(Step, frozen=True, kw_only=True, omit_defaults=True, tag="from_stage"):
+    """Another recipe's image as the base (a stage of a Dockerfile)."""
+
+    steps: list[AnyStep]
+
+
+class AddPython(Step, frozen=True, kw_only=True, omit_defaults=True, tag="add_python"):
+    """Python of that version in /usr/local."""
+
+    python_version: str
+
+
+class AptInstall(Step, frozen=True, kw_only=True, omit_defaults=True, tag="apt_install"):
+    """Debian packages, without recommended ones."""
+
+    packages: list[str]
+
+
+class PipInstall(Step, frozen=True, kw_only=True, omit_defaults=True, tag="pip_install"):
+    """Python packages. `pack` holds requirements files, named in `requirements`. `options` go to uv as they are."""
+
+    packages: list[str] = []
+    requirements: list[str] = []
+    pack: FilePack | None = None
+    index_url: str = ""
+    extra_index_urls: list[str] = []
+    find_links: list[str] = []
+    pre: bool = False
+    no_deps: bool = False
+    options: list[str] = []
+
+
+class UvSync(Step, frozen=True, kw_only=True, omit_defaults=True, tag="uv_sync"):
+    """A uv project's locked dependencies; `pack` holds pyproject.toml and, where there is one, uv.lock."""
+
+    pack: FilePack
+    extras: list[str] = []
+    groups: list[str] = []
+    frozen: bool = True
+    options: list[str] = []
+
+
+class RunCommands(Step, frozen=True, kw_only=True, omit_defaults=True, tag="run_commands"):
+    """Commands: a string is given to the image's shell, a list is a program with its arguments. `environment` holds only
+    while they run (a Dockerfile's ARG)."""
+
+    commands: list[str | list[str]]
+    environment: dict[str, str] = {}
+
+
+class RunFunction(Step, frozen=True, kw_only=True, omit_defaults=True, tag="run_function"):
+    """A Python function called while building. `pack` holds `call.pickle`: (function, args, kwargs) by cloudpickle."""
+
+    pack: FilePack
+    name: str
+
+
+class Env(Step, frozen=True, kw_only=True, omit_defaults=True, tag="env"):
+    """Environment variables. With `scope`, `$NAME` in a value stands for a variable of the image or of the scope."""
+
+    variables: dict[str, str]
+    scope: dict[str, str] | None = None
+
+
+class Workdir(Step, frozen=True, kw_only=True, omit_defaults=True, tag="workdir"):
+    """The working folder of what runs; relative: below the one before. `scope` as in Env."""
+
+    path: str
+    scope: dict[str, str] | None = None
+
+
+class Entrypoint(Step, frozen=True, kw_only=True, omit_defaults=True, tag="entrypoint"):
+    """The program that a container's command is given to."""
+
+    arguments: list[str]
+
+
+class Cmd(Step, frozen=True, kw_only=True, omit_defaults=True, tag="cmd"):
+    """The default command."""
+
+    arguments: list[str]
+
+
+class Shell(Step, frozen=True, kw_only=True, omit_defaults=True, tag="shell"):
+    """What later commands are given to; the default is /bin/sh -c."""
+
+    arguments: list[str]
+
+
+class User(Step, frozen=True, kw_only=True, omit_defaults=True, tag="user"):
+    """Who later commands run as: a name or number of the image's, with `:group` where wanted."""
+
+    user: str
+
+
+class Copy(Step, frozen=True, kw_only=True, omit_defaults=True, tag="copy"):
+    """Local files. `pack`'s names lie below `destination`, or with `single` its one file becomes `destination`.
+
+    `owner` is "USER[:GROUP]" of the image, `mode` an octal mode for every file; `scope` as in Env, for the destination.
+    """
+
+    pack: FilePack
+    destination: str
+    single: bool = False
+    owner: str = ""
+    mode: str = ""
+    scope: dict[str, str] | None = None
+
+
+class CopyFrom(Step, frozen=True, kw_only=True, omit_defaults=True, tag="copy_from"):
+    """Files of another recipe's image (`COPY --from=`), by paths in it, `*` and `?` allowed."""
+
+    steps: list[AnyStep]
+    sources: list[str]
+    destination: str
+    owner: str = ""
+    mode: str = ""
+    scope: dict[str, str] | None = None
+
+
+AnyStep = (
+    DebianSlim | FromScratch | FromRegistry | FromStage | AddPython | AptInstall | PipInstall | UvSync | RunCommands
+    | RunFunction | Env | Workdir | Entrypoint | Cmd | Shell | User | Copy | CopyFrom
+)  # fmt: skip
+BASES = (DebianSlim, FromScratch, FromRegistry, FromStage)
+METADATA = (Env, Workdir, Entrypoint, Cmd, Shell, User)  # these make no layer
+
+
+class ImageRecipe(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """An image: `steps` build it, `adds` are copied over it when it is used, so that a changed local file rebuilds nothing.
+
+    `architecture` is the machine's word for it ("x86_64"), "" for any. `preload` are modules whose import belongs into
+    a template. `mirror`: these steps stand for the caller's own environment, which the same machine shows live.
+    """
+
+    steps: list[AnyStep]
+    adds: list[Copy] = []
+    architecture: str = ""
+    preload: list[str] = []
+    mirror: bool = False
+
+
+def debian_slim(python_version: str, *, force: bool = False) -> list[AnyStep]:
+    """The steps of a Debian with Python of that version ("3.12"): Debian's own where it is that one."""
+    if SUITE_PYTHON[SUITE] == python_version:
+        return [DebianSlim(force=force)]
+    return [DebianSlim(python=False, force=force), AddPython(python_version=python_version, force=force)]
+
+
+def layer_keys(steps: Sequence[AnyStep], *, architecture: str, nonce: str = "") -> list[str]:
+    """The key after each step, in hex. `nonce` is this build's own: it enters at the first step that is forced."""
+    keys: list[str] = []
+    key = blake3(f"{KEY_VERSION}\n{architecture}".encode()).hexdigest(KEY_BYTES)
+    for step in steps:
+        # What a mirror or a mount does not change must not be hashed: only the step itself.
+        hashed = blake3(key.encode() + b"\n" + msgspec.json.encode(step, order="sorted"))
+        if is_forced(step):
+            hashed.update(b"\n" + nonce.encode())
+        key = hashed.hexdigest(KEY_BYTES)
+        keys.append(key)
+    return keys
+
+
+def is_forced(step: AnyStep) -> bool:
+    """Whether a step, or one of the recipe inside it, is built anew every time."""
+    return step.force or (isinstance(step, FromStage | CopyFrom) and any(is_forced(inner) for inner in step.steps))
+
+
+def image_key(recipe: ImageRecipe) -> str:
+    """What tells a recipe from another, for "is this another image than the session's?": equal recipes with equal local
+    files have equal keys. A recipe that is forced has the same key each time: it is built anew for new containers only."""
+    return layer_keys([*recipe.steps, *recipe.adds], architecture=recipe.architecture)[-1]
+
+
+def python_minor(steps: Sequence[AnyStep]) -> str:
+    """The Python ("3.12") that an image will have, as far as its steps say so; "" where only its build can tell."""
+    found = ""
+    for step in steps:
+        match step:
+            case DebianSlim():
+                found = SUITE_PYTHON.get(step.suite, "") if step.python else ""
+            case FromStage():
+                found = python_minor(step.steps)
+            case AddPython():
+                found = ".".join(step.python_version.split(".")[:2])
+            case FromRegistry() | FromScratch():
+                found = ""
+            case _:
+                pass
+    return found
+
+
+def packs(recipe: ImageRecipe) -> list[FilePack]:
+    """Every pack that a build of the recipe may ask for, each once."""
+    found: dict[str, FilePack] = {}
+    waiting: list[AnyStep] = [*recipe.steps, *recipe.adds]
+    while waiting:
+        step = waiting.pop()
+        if isinstance(step, FromStage | CopyFrom):
+            waiting.extend(step.steps)
+        pack = getattr(step, "pack", None)
+        if pack is not None:
+            found[pack.hash] = pack
+    return list(found.values())
+
+
+def describe(step: AnyStep) -> str:
+    """One line for a log: `pip_install numpy pandas`."""
+    name = str(step.__struct_config__.tag)
+    match step:
+        case DebianSlim():
+            return f"{name} {step.suite}{f' Python {SUITE_PYTHON.get(step.suite)}' if step.python else ''}"
+        case AddPython():
+            return f"{name} {step.python_version}"
+        case FromRegistry():
+            return f"{name} {step.reference}"
+        case AptInstall() | PipInstall():
+            return _short(f"{name} {' '.join([*step.packages, *getattr(step, 'requirements', [])])}")
+        case RunCommands():
+            return _short(f"{name} {'; '.join(c if isinstance(c, str) else ' '.join(c) for c in step.commands)}")
+        case RunFunction():
+            return f"{name} {step.name}"
+        case Env():
+            return _short(f"{name} {' '.join(step.variables)}")  # names only: a value may be private
+        case Workdir():
+            return f"{name} {step.path}"
+        case Copy():
+            return f"{name} {step.pack.files} files to {step.destination}"
+        case CopyFrom():
+            return _short(f"{name} {' '.join(step.sources)} to {step.destination}")
+        case _:
+            return name
+
+
+def expand(text: str, variables: dict[str, str]) -> str:
+    """A Dockerfile's `$NAME`, `${NAME}`, `${NAME:-other}`, `${NAME:+other}` and `\\$`; unknown names are empty.
+
+    Source: Dockerfile reference, "Environment replacement". Raises ValueError for a brace that is not closed.
+    """
+    result, place = [], 0
+    while place < len(text):
+        char = text[place]
+        if char == "\\" and text[place + 1 : place + 2] == "$":
+            result.append("$")
+            place += 2
+        elif char == "$":
+            value, place = _variable(text, place + 1, variables)
+            result.append(value)
+        else:
+            result.append(char)
+            place += 1
+    return "".join(result)
+
+
+def _variable(text: str, place: int, variables: dict[str, str]) -> tuple[str, int]:
+    braced = text[place : place + 1] == "{"
+    start = end = place + braced
+    while end < len(text) and (text[end] == "_" or (text[end].isalnum() and text[end].isascii())):
+        end += 1
+    name = text[start:end]
+    if not braced:
+        return (variables.get(name, ""), end) if name else ("$", end)
+    close, depth = end, 1
+    while close < len(text):
+        depth += {"{": 1, "}": -1}.get(text[close], 0)
+        if depth == 0:
+            break
+        close += 1
+    if close >= len(text):
+        raise ValueError(f"{text!r}: a brace is not closed")
+    rest, value = text[end:close], variables.get(name, "")
+    if rest.startswith((":-", "-")):
+        keep = bool(value) if rest.startswith(":") else name in variables
+        value = value if keep else expand(rest.partition("-")[2], variables)
+    elif rest.startswith((":+", "+")):
+        use = bool(value) if rest.startswith(":") else name in variables
+        value = expand(rest.partition("+")[2], variables) if use else ""
+    elif rest:
+        raise ValueError(f"{text!r}: ${{{name}{rest}}} is not supported")
+    return value, close + 1
+
+
+def _short(text: str, most: int = 120) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def decode_recipe(data: bytes | dict[str, Any]) -> ImageRecipe:
+    """A recipe from JSON. Raises msgspec.ValidationError."""
+    return (
+        msgspec.json.decode(data, type=ImageRecipe) if isinstance(data, bytes) else msgspec.convert(data, ImageRecipe)
+    )
