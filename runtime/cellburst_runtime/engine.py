@@ -1,6 +1,7 @@
 """The engine seam: how a worker isolates a container on this machine.
 
-Files of the family: `engine.py` (this), `engine_gvisor.py`, `engine_process.py`; `cellburst_runtime.runtime` chooses.
+Files of the family: `engine.py` (this), `engine_gvisor.py`, `engine_checkpoint.py`, `engine_process.py`;
+`cellburst_runtime.runtime` chooses.
 All methods are coroutines called on the worker's event loop; none may block it. Nothing here knows the gateway.
 
 The container's host folder (0700, made by the caller, removed by `Container.remove`):
@@ -23,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+from cellburst_protocol.errors import ErrorInfo, PlatformError
 from cellburst_protocol.messages import EngineInfo
 
 
@@ -58,7 +60,11 @@ class ContainerSpec:
 
     `arguments` is the runner's command line, constant per image. `links` are symbolic links of the root file system
     (path -> target). `root_files` are small files of the root file system (path -> bytes), `/etc` among them. `uid` and
-    `gid` are the ordinary user that runs everything inside. `folder` is the host folder described above.
+    `gid` are the ordinary user that runs everything inside. `fork_key` names the fork servers that may make it, "" for none
+    (the `process` engine's; `fork_servers.py`). `folder` is the host folder described above.
+
+    `layers` (top first) are an image's, and the root file system lies over them; with none the root holds only what is named
+    here. `own_folders` are then folders of that root which the user may write in.
     """
 
     id: str
@@ -74,18 +80,22 @@ class ContainerSpec:
     pids: int = 1024
     uid: int = 1000
     gid: int = 1000
+    fork_key: str = ""
     hostname: str = "cellburst"
     network: Literal["outbound", "none"] = "outbound"
     devices: DeviceGrant = field(default_factory=DeviceGrant)
+    layers: tuple[Path, ...] = ()
+    own_folders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class ContainerExit:
-    """How a container ended. `cause` is "oom" or "pids" when a limit ended it, else "exit"."""
+    """How a container ended. `cause` is "oom" or "pids" when a limit ended it, "checkpointed" when `Container.checkpoint`
+    did, else "exit"."""
 
     exit_code: int | None
     signal: int | None
-    cause: Literal["exit", "oom", "pids", "killed"]
+    cause: Literal["exit", "oom", "pids", "killed", "checkpointed"]
     detail: str = ""
 
 
@@ -96,6 +106,14 @@ class Usage:
     cpu_seconds: float | None
     memory_bytes: int | None
     memory_limit_bytes: int | None
+
+
+class CheckpointFailed(PlatformError):
+    """A container could not be checkpointed. `still_running`: it goes on as if nothing had been asked; else it has ended."""
+
+    def __init__(self, info: ErrorInfo, *, still_running: bool) -> None:
+        super().__init__(info)
+        self.still_running = still_running
 
 
 class Container(Protocol):
@@ -119,18 +137,31 @@ class Container(Protocol):
     async def usage(self) -> Usage:
         """Usage now; fields are None where this machine does not tell, or the container is gone."""
 
+    async def checkpoint(self, folder: Path) -> None:
+        """Write its processes to an empty host folder and end it: `wait` then tells the cause "checkpointed".
+
+        No socket to the host may be open inside. Raises CheckpointFailed; `still_running` says whether it lives on.
+        """
+
 
 class Engine(Protocol):
     """One way to isolate. Made by `runtime.engines()`, which only returns engines that passed their self-test here."""
 
     info: EngineInfo
 
-    async def start(self, spec: ContainerSpec) -> Container:
+    async def start(self, spec: ContainerSpec, checkpoint: Path | None = None) -> Container:
         """Start the container and return when its first process runs (it dials FOLDER/var/ctl/s, which must be listening).
+
+        With `checkpoint`, a folder that `Container.checkpoint` filled, its processes go on from there instead: `arguments`
+        and `environment` of the spec are then those of the checkpoint. After a failure it may be started again.
 
         Raises PlatformError (START_FAILED, with the engine's own last lines; DISK_FULL) and leaves nothing behind then.
         If the task is cancelled, what was started is removed before CancelledError is raised.
         """
+
+    def snapshot_parts(self, spec: ContainerSpec) -> dict[str, str]:
+        """All that must be equal for a checkpoint of one container to be restored in another, by name; {} where this engine
+        has no snapshots, or not for this container. Blocks for milliseconds."""
 
     async def collect_garbage(self, folder: Path) -> None:
         """End and remove the container whose FOLDER this is and whose worker is gone. Idempotent."""

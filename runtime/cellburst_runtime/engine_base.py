@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import TypeVar
 
+from cellburst_protocol.errors import ErrorCode, ErrorInfo
+
 from .cgroups import Cgroup
-from .engine import ContainerExit, ContainerSpec, Usage
-from .engine_child import Child
+from .engine import CheckpointFailed, ContainerExit, ContainerSpec, Usage
+from .engine_child import EngineChild
 from .proc import ProcessStat, descendants, marked, process_stat
 from .record import ContainerRecord
 from .removal import Remover
@@ -41,17 +44,19 @@ class ContainerBase:
     """A started container, of any engine."""
 
     def __init__(
-        self, spec: ContainerSpec, record: ContainerRecord, remover: Remover, child: Child, cgroup: Cgroup | None
+        self, spec: ContainerSpec, record: ContainerRecord, remover: Remover, child: EngineChild, cgroup: Cgroup | None
     ) -> None:
         self.id = spec.id
         self.spec = spec
         self.network = "none"
         self.notes: list[str] = []
+        self.forked = False  # out of a fork server, not by a boot
         self._record = record
         self._remover = remover
         self._child = child
         self._cgroup = cgroup
         self._killed = False
+        self._checkpointed = False
         self._removed = False
         self._lock = asyncio.Lock()
         self._end = asyncio.create_task(self._watch(), name=f"end of container {spec.id}")
@@ -80,6 +85,17 @@ class ContainerBase:
         if not stats:
             return Usage(None, None, None)
         return Usage(sum(stat.cpu_seconds for stat in stats), sum(stat.resident_bytes for stat in stats), None)
+
+    async def checkpoint(self, folder: Path) -> None:
+        """See `engine.Container.checkpoint`: not with this engine."""
+        raise CheckpointFailed(
+            ErrorInfo(
+                code=ErrorCode.UNAVAILABLE,
+                message=f"the engine {self._record.engine} cannot write container {self.id} to {folder}",
+                allowed="the engine gvisor as root",
+            ),
+            still_running=True,
+        )
 
     def _tree(self) -> list[ProcessStat]:
         pids = {stat.pid for stat in descendants(self._child.pid)}
@@ -129,6 +145,8 @@ class ContainerBase:
         output = await self._child.output()
         exit_code = return_code if return_code >= 0 else None
         signal = -return_code if return_code < 0 else None
+        if self._checkpointed:
+            return ContainerExit(exit_code, signal, "checkpointed", output)
         if self._killed:
             return ContainerExit(exit_code, signal, "killed", output)
         if self._cgroup is not None and self._cgroup.oom_kills() > 0 and return_code != 0:

@@ -1,7 +1,8 @@
 """The `process` engine: a container is a plain child process of the worker. It isolates nothing, and says so.
 
 The mounts of a spec are not possible: the program sees the host as it is, as the worker's own user. Where groups can be
-made (root) memory, CPU and processes are limited all the same.
+made (root) memory, CPU and processes are limited all the same. There are no snapshots; a fork server starts a container as
+fast as a template would (`fork_servers.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from cellburst_protocol.messages import EngineInfo
 from .cgroups import Cgroup, Cgroups, Limits
 from .engine import Container, ContainerSpec
 from .engine_base import ContainerBase, finish
-from .engine_child import Child
+from .engine_child import Child, EngineChild
+from .fork_servers import ForkServers
 from .proc import MARK
 from .record import ContainerRecord, load_record
 from .removal import Remover
@@ -33,13 +35,23 @@ class ProcessEngine:
         self._cgroups = cgroups
         self._no_limits = no_limits
         self._remover = Remover(cgroups)
+        self.fork_servers = ForkServers()
         self.info = EngineInfo(
             name="process", isolates=False, network=True, gpu=True, unprivileged=os.geteuid() != 0,
             version=".".join(map(str, sys.version_info[:3])), warning=WARNING,
         )  # fmt: skip
 
-    async def start(self, spec: ContainerSpec) -> Container:
+    def snapshot_parts(self, spec: ContainerSpec) -> dict[str, str]:
+        """See `engine.Engine.snapshot_parts`: a plain process cannot be restored."""
+        return {}
+
+    async def start(self, spec: ContainerSpec, checkpoint: Path | None = None) -> Container:
         """See `engine.Engine.start`."""
+        if checkpoint is not None:
+            raise error(
+                ErrorCode.START_FAILED, f"container {spec.id}: the process engine cannot restore {checkpoint}",
+                next="start it without a checkpoint",
+            )  # fmt: skip
         record = load_record(spec.folder) or ContainerRecord(id=spec.id)
         record.engine = "process"
         record.cgroup = "" if self._no_limits else spec.id
@@ -68,10 +80,12 @@ class ProcessEngine:
             cgroup.create(Limits(spec.memory_mib, spec.cpu, spec.pids))
         environment = {**spec.environment, **spec.devices.environment, MARK: spec.id}
         folder = Path(spec.working_folder) if Path(spec.working_folder).is_dir() else spec.folder
-        child = await Child.start(_command(spec, cgroup), environment=environment, folder=folder)
+        forked = await self._fork(spec, cgroup, environment, folder)
+        child: EngineChild = forked or await Child.start(_command(spec, cgroup), environment=environment, folder=folder)
         record.pid, record.start_ticks = child.pid, child.start_ticks
         record.save(spec.folder)
         container = ContainerBase(spec, record, self._remover, child, cgroup)
+        container.forked = forked is not None
         container.network = "outbound"
         container.notes = [WARNING]
         if self._no_limits:
@@ -79,6 +93,14 @@ class ProcessEngine:
         if spec.network == "none":
             container.notes.append("network=none does not hold: the process engine cannot take the network away.")
         return container
+
+    async def _fork(
+        self, spec: ContainerSpec, cgroup: Cgroup | None, environment: dict[str, str], folder: Path
+    ) -> EngineChild | None:
+        if not spec.fork_key:
+            return None
+        groups = cgroup.procs_files() if cgroup is not None else []
+        return await self.fork_servers.fork(spec.fork_key, environment, folder, groups)
 
     async def _undo(self, record: ContainerRecord) -> None:
         await self._remover.end(record)

@@ -7,6 +7,7 @@ import os
 import platform
 import secrets
 import tempfile
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import msgspec
 from cellburst_protocol.errors import CellburstError, ErrorCode, error
 
 from .cgroups import Cgroups
-from .engine import ContainerSpec, Engine, Mount
+from .engine import Container, ContainerSpec, Engine, Mount
 from .engine_gvisor import GvisorEngine, GvisorSettings
 from .engine_process import ProcessEngine
 from .layer_make import make_folders
@@ -25,6 +26,8 @@ from .tools import find_runsc, run_command
 ENGINES = ("gvisor", "process")
 SELF_TEST_SECONDS = 30.0
 _CACHE = "engines.json"
+_SNAPSHOTS = " snapshots"  # after a key of the cache: whether checkpoints work, too
+_POLL_SECONDS = 0.01
 _SYSTEM = ("/usr", "/bin", "/lib", "/lib64")
 
 
@@ -93,53 +96,102 @@ async def _gvisor(
     if not result.ok:
         return None, f"{runsc} does not run: {result.reason()}"
     version = result.output.split("\n")[0].removeprefix("runsc version ").strip()
-    settings = GvisorSettings(runsc, run_folder / "runsc", version, rootless=os.geteuid() != 0)
+    flags = await run_command([runsc, "flags"])
+    settings = GvisorSettings(
+        runsc,
+        run_folder / "runsc",
+        version,
+        rootless=os.geteuid() != 0,
+        disconnects="-net-disconnect-ok" in flags.output + flags.errors,
+    )
     gpu = bool(driver_version) and await _supports_driver(runsc, driver_version)
     key = f"{runsc} {version} {Path(runsc).stat().st_mtime_ns} {platform.release()} uid={os.geteuid()} {no_limits}"
     known = _load_results(data_folder)
+    snapshots = key + _SNAPSHOTS
     if known.get(key, "untried"):  # a failure is tried again: what was in the way may be gone, and much hangs on it
         trial = GvisorEngine(settings, cgroups, None, no_network="a trial", no_limits=no_limits)
-        why_not = await self_test(trial, run_folder) and await self_test(trial, run_folder)
+        # What can be checkpointed and restored runs, too.
+        known = {snapshots: "" if not settings.rootless and not await snapshot_test(trial, run_folder) else "no"}
+        why_not = known[snapshots] and await self_test(trial, run_folder) and await self_test(trial, run_folder)
         if why_not:
             return None, why_not
-        (data_folder / _CACHE).write_bytes(msgspec.json.encode({key: ""}))
+        known[key] = ""
+        (data_folder / _CACHE).write_bytes(msgspec.json.encode(known))
     engine = GvisorEngine(
-        settings, cgroups, networks if not no_network else None, no_network=no_network, no_limits=no_limits, gpu=gpu
-    )
+        settings, cgroups, networks if not no_network else None, no_network=no_network, no_limits=no_limits, gpu=gpu,
+        snapshot=not known.get(snapshots, "untried"),
+    )  # fmt: skip
     return engine, ""
 
 
 async def self_test(engine: Engine, run_folder: Path) -> str:
     """Run a small container to its end; "" when it did what it should, else what went wrong."""
     with tempfile.TemporaryDirectory(prefix="try", dir=run_folder) as parent:
-        folder = Path(parent) / "c"
-        folder.mkdir(mode=0o700)
-        make_folders(folder, (1000, 1000))
-        mounts = tuple(Mount(place, os.path.realpath(place)) for place in _SYSTEM if Path(place).is_dir())
-        spec = ContainerSpec(
-            id=f"selftest-{secrets.token_hex(4)}", folder=folder,
-            arguments=("/bin/sh", "-c", "echo works > /cellburst/var/out/result && test ! -w /"),
-            environment={"PATH": "/usr/bin:/bin", "HOME": "/home/user"}, working_folder="/", mounts=mounts, links={},
-            root_files={}, cpu=1.0, memory_mib=512, network="none",
-        )  # fmt: skip
-        try:
-            async with asyncio.timeout(SELF_TEST_SECONDS):
-                container = await engine.start(spec)
-                try:
-                    end = await container.wait()
-                    result = folder / "var" / "out" / "result"
-                    works = end.exit_code == 0 and result.is_file() and result.read_text() == "works\n"
-                    return (
-                        ""
-                        if works
-                        else f"a first container ended with {end.exit_code} ({end.cause}): {end.detail[-500:]}"
-                    )
-                finally:
-                    await container.remove()
-        except TimeoutError:
-            return f"a first container gave no answer within {SELF_TEST_SECONDS:g} s"
-        except CellburstError as problem:
-            return problem.info.message
+        return await _tried(_first_container(engine, Path(parent)))
+
+
+async def snapshot_test(engine: Engine, run_folder: Path) -> str:
+    """Checkpoint a small container that waits, and restore it in another that lets it end; "" when that worked."""
+    with tempfile.TemporaryDirectory(prefix="try", dir=run_folder) as parent:
+        return await _tried(_checkpoint_and_restore(engine, Path(parent)))
+
+
+async def _tried(trial: Coroutine[None, None, str]) -> str:
+    try:
+        async with asyncio.timeout(SELF_TEST_SECONDS):
+            return await trial
+    except TimeoutError:
+        return f"a first container gave no answer within {SELF_TEST_SECONDS:g} s"
+    except CellburstError as problem:
+        return problem.info.message
+
+
+async def _first_container(engine: Engine, parent: Path) -> str:
+    spec = _trial_spec(parent / "c", "echo works > /cellburst/var/out/result && test ! -w /")
+    container = await engine.start(spec)
+    try:
+        return await _result(container, spec)
+    finally:
+        await container.remove()
+
+
+async def _checkpoint_and_restore(engine: Engine, parent: Path) -> str:
+    script = """
+echo waits > /cellburst/var/out/begun
+while test ! -e /cellburst/var/in/go; do sleep 0.01; done
+echo works > /cellburst/var/out/result && test ! -w /"""
+    first, second = _trial_spec(parent / "1", script), _trial_spec(parent / "2", script)
+    container = await engine.start(first)
+    try:
+        while not (first.folder / "var" / "out" / "begun").is_file():
+            await asyncio.sleep(_POLL_SECONDS)
+        await container.checkpoint(parent / "checkpoint")
+    finally:
+        await container.remove()
+    (second.folder / "var" / "in" / "go").touch()
+    restored = await engine.start(second, parent / "checkpoint")
+    try:
+        return await _result(restored, second)
+    finally:
+        await restored.remove()
+
+
+async def _result(container: Container, spec: ContainerSpec) -> str:
+    end = await container.wait()
+    result = spec.folder / "var" / "out" / "result"
+    works = end.exit_code == 0 and result.is_file() and result.read_text() == "works\n"
+    return "" if works else f"a first container ended with {end.exit_code} ({end.cause}): {end.detail[-500:]}"
+
+
+def _trial_spec(folder: Path, script: str) -> ContainerSpec:
+    folder.mkdir(mode=0o700)
+    make_folders(folder, (1000, 1000))
+    mounts = tuple(Mount(place, os.path.realpath(place)) for place in _SYSTEM if Path(place).is_dir())
+    return ContainerSpec(
+        id=f"selftest-{secrets.token_hex(4)}", folder=folder, arguments=("/bin/sh", "-c", script),
+        environment={"PATH": "/usr/bin:/bin", "HOME": "/home/user"}, working_folder="/", mounts=mounts, links={},
+        root_files={}, cpu=1.0, memory_mib=512, network="none",
+    )  # fmt: skip
 
 
 async def _supports_driver(runsc: str, driver_version: str) -> bool:

@@ -13,13 +13,16 @@ found by comparing with a list made at the start. `EmptyLayer` is for sessions w
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
+
+import msgspec
 
 from cellburst_protocol.errors import ErrorCode, error
 from cellburst_protocol.messages import FileChange
@@ -39,7 +42,7 @@ class Layer(Protocol):
     notes: list[str]
 
     def file_list(self) -> list[FileChange]:
-        """Files written or deleted since the session began, by path."""
+        """Files written or deleted since the session began, by path; not those that are as `file_put` left them."""
 
     def file_get(self, path: str) -> Path:
         """A host file with the content that `path` has for the session, which nothing in the container can exchange.
@@ -82,6 +85,24 @@ class OverlayLayer:
     fetched: Path
     owner: tuple[int, int]
     notes: list[str]
+    source: Path = Path("/nonexistent")  # the notebook's folder itself, on this machine
+    put: dict[str, tuple[int, int]] = field(default_factory=dict)  # path -> size and mtime that `file_put` left
+
+    def __post_init__(self) -> None:
+        """Know what an earlier container's layer on this store was given."""
+        try:
+            self.put.update(msgspec.json.decode(self._put_file.read_bytes(), type=dict[str, tuple[int, int]]))
+        except (OSError, msgspec.MsgspecError):
+            pass  # a new store
+
+    @property
+    def _put_file(self) -> Path:
+        return self.upper.parent / "put.json"
+
+    def save_put(self) -> None:
+        """Keep what `file_put` brought with the store. It may be full: then those files are listed as changed."""
+        with contextlib.suppress(OSError):
+            self._put_file.write_bytes(msgspec.json.encode(self.put))
 
     def file_list(self) -> list[FileChange]:
         """See `Layer.file_list`. A file that only got another mode or time is not listed."""
@@ -100,7 +121,7 @@ class OverlayLayer:
                     if _is_opaque(Path(entry.path)):
                         found.update((lost.path, lost) for lost in self._deleted(path))
                     waiting.append(path + "/")
-                elif stat.S_ISREG(status.st_mode) and not self._same_as_below(path, status):
+                elif stat.S_ISREG(status.st_mode) and not self._known(path, status):
                     found[path] = FileChange(path=path, size_bytes=status.st_size)
         return [found[path] for path in sorted(found)]
 
@@ -112,7 +133,7 @@ class OverlayLayer:
     def file_put(self, path: str, source: Path) -> None:
         """See `Layer.file_put`."""
         _refuse_masked(path)
-        write_file(self.merged, path, source, self.owner)
+        self.put["/".join(parts_of(path))] = write_file(self.merged, path, source, self.owner)
 
     def _deleted(self, path: str) -> list[FileChange]:
         """The files that were below a deleted name. What was there only in the session itself is not the host's loss."""
@@ -134,15 +155,16 @@ class OverlayLayer:
             if not is_masked(lost) and not _UNLISTED & set(lost.split("/"))
         ]
 
-    def _same_as_below(self, path: str, status: os.stat_result) -> bool:
+    def _known(self, path: str, status: os.stat_result) -> bool:
+        """Whether this is what `file_put` brought, or the same as the host's own."""
+        content = (status.st_size, status.st_mtime_ns)
+        if self.put.get(path) == content:
+            return True
         try:
             below = os.lstat(self.lower / path)
         except OSError:
             return False
-        return stat.S_ISREG(below.st_mode) and (below.st_size, below.st_mtime_ns) == (
-            status.st_size,
-            status.st_mtime_ns,
-        )
+        return stat.S_ISREG(below.st_mode) and (below.st_size, below.st_mtime_ns) == content
 
 
 @dataclass
@@ -182,7 +204,10 @@ class DirectLayer:
     def file_put(self, path: str, source: Path) -> None:
         """See `Layer.file_put`."""
         _refuse_masked(path)
-        write_file(self.folder, path, source, (os.geteuid(), os.getegid()))
+        there = write_file(self.folder, path, source, (os.geteuid(), os.getegid()))
+        name = "/".join(parts_of(path))
+        if self.before is not None and not _is_unlisted(name):
+            self.before[name] = there
 
 
 def _set_aside(root: Path, path: str, fetched: Path, upper: Path | None) -> Path:
@@ -222,11 +247,15 @@ def _refuse_masked(path: str) -> None:
         )
 
 
+def _is_unlisted(path: str) -> bool:
+    # The front end saves the notebook by itself: that is no change of the session's.
+    return is_masked(path) or bool(_UNLISTED & set(path.split("/"))) or path.endswith(".ipynb")
+
+
 def _snapshot(folder: Path) -> dict[str, tuple[int, int]]:
     found: dict[str, tuple[int, int]] = {}
     for path, entry in walk(folder):
-        # The front end saves the notebook by itself: that is no change of the session's.
-        if is_masked(path) or _UNLISTED & set(path.split("/")) or path.endswith(".ipynb"):
+        if _is_unlisted(path):
             continue
         try:
             status = entry.stat(follow_symlinks=False)

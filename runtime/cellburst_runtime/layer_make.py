@@ -23,6 +23,7 @@ MIB = 1024 * 1024
 STORE_MIB = 16 * 1024  # what a session may write over its folder and hand out; sparse: only what is written takes space
 STORE_SHARE_OF_FREE = 0.5  # one session never gets more than half of what the disk has left
 STORE_LEAST_MIB = 64
+_STORE_OPTIONS = "loop,nosuid,nodev,noatime"
 MEMORY_STORE_SHARE = 0.25  # of the container's memory, where no disk image can be mounted
 # Copies of the .py files beside a notebook whose folder itself is not shown.
 PYTHON_FILES, PYTHON_FILES_BYTES = 1000, 64 * MIB
@@ -42,17 +43,18 @@ class MadeLayer:
 
 async def make_layer(
     spec: MirrorSpec, record: ContainerRecord, folder: Path, *, engine: str, overlay: bool, owner: tuple[int, int],
-    memory_mib: int, store_folder: Path, destination: str,
+    memory_mib: int, store_folder: Path, destination: str, store_image: Path | None = None,
 ) -> MadeLayer:  # fmt: skip
     """Make the layer for a container. `overlay`: this process may mount. Everything made is below `folder`, but for the
     store's image in `store_folder`, which is in the saved record before it is made. `destination` is where a container
-    shows the folder (`MirrorPlan.working_folder`).
+    shows the folder (`MirrorPlan.working_folder`). `store_image`, a disk image that another container's store was on, is
+    moved in: what was written there is there again. It is the container's from then on, and goes with it.
 
     Raises PlatformError (DISK_FULL, START_FAILED), RequestError (NOT_FOUND) for a folder that is not there.
     """
     await asyncio.to_thread(make_folders, folder, owner)
     if overlay and engine == "gvisor":
-        await _mount_store(record, folder, store_folder, memory_mib, owner)
+        await _mount_store(record, folder, store_folder, memory_mib, owner, store_image)
     if not spec.notebook_folder or spec.notebook_mode == "none":
         return MadeLayer(EmptyLayer(), ())
     source = Path(os.path.realpath(spec.notebook_folder))
@@ -94,41 +96,51 @@ def make_folders(folder: Path, owner: tuple[int, int]) -> None:
 
 
 async def _mount_store(
-    record: ContainerRecord, folder: Path, store_folder: Path, memory_mib: int, owner: tuple[int, int]
-) -> None:
+    record: ContainerRecord, folder: Path, store_folder: Path, memory_mib: int, owner: tuple[int, int],
+    store_image: Path | None,
+) -> None:  # fmt: skip
     """A file system of stated size at FOLDER/layer: a sparse disk image, or memory where images cannot be mounted."""
     store_folder.mkdir(parents=True, exist_ok=True)
+    image = store_folder / f"{record.id}.img"
+    record.store = str(image)
+    record.save(folder)
+    if store_image is not None:
+        store_image.rename(image)
+        await mount(str(image), folder / "layer", options=_STORE_OPTIONS)
+    else:
+        await _mount_new_store(image, folder, store_folder, memory_mib)
+    for name in ("upper", "work", "out", "fetched"):
+        (folder / "layer" / name).mkdir(exist_ok=True)
+    for name in ("upper", "out"):
+        os.chown(folder / "layer" / name, *owner)
+    await mount(str(folder / "layer" / "out"), folder / "var" / "out", options="bind")
+
+
+async def _mount_new_store(image: Path, folder: Path, store_folder: Path, memory_mib: int) -> None:
     size_mib = min(STORE_MIB, int(shutil.disk_usage(store_folder).free / MIB * STORE_SHARE_OF_FREE))
     if size_mib < STORE_LEAST_MIB:
         raise error(
             ErrorCode.DISK_FULL, f"{store_folder} has too little space for a session: {size_mib} MiB could be given",
             allowed=f"at least {STORE_LEAST_MIB} MiB", next="free disk space on the worker's machine",
         )  # fmt: skip
-    image = store_folder / f"{record.id}.img"
-    record.store = str(image)
-    record.save(folder)
     mkfs = find_program("mkfs.ext4")
     if not (mkfs and await _mount_image(mkfs, image, folder / "layer", size_mib)):
         image.unlink(missing_ok=True)
         await mount(
             "none", folder / "layer", kind="tmpfs", options=f"size={int(memory_mib * MEMORY_STORE_SHARE)}m,mode=755"
         )
-    for name in ("upper", "work", "out", "fetched"):
-        (folder / "layer" / name).mkdir()
-    for name in ("upper", "out"):
-        os.chown(folder / "layer" / name, *owner)
-    await mount(str(folder / "layer" / "out"), folder / "var" / "out", options="bind")
 
 
 async def _mount_image(mkfs: str, image: Path, destination: Path, size_mib: int) -> bool:
     with open(image, "xb") as file:
         os.truncate(file.fileno(), size_mib * MIB)
-    # Without a journal: what a session wrote does not outlive its machine's crash in any case.
+    # Without a journal: what a running session wrote does not outlive its machine's crash, and the store of a parked one
+    # was unmounted and flushed.
     features = ["-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard", "-m", "0"]
     if not (await run_command([mkfs, "-q", "-F", *features, str(image)])).ok:
         return False
     try:
-        await mount(str(image), destination, options="loop,nosuid,nodev,noatime")
+        await mount(str(image), destination, options=_STORE_OPTIONS)
     except CellburstError:
         return False  # no loop devices here
     return True
@@ -156,7 +168,7 @@ async def _overlay(spec: MirrorSpec, source: Path, folder: Path, owner: tuple[in
         f"{lower},upperdir={upper},workdir={folder}/layer/work,redirect_dir=off,metacopy=off,index=off,nosuid,nodev"
     )
     await mount("cellburst", folder / "merged", kind="overlay", options=options)
-    return OverlayLayer(folder / "merged", upper, shown, folder / "layer" / "fetched", owner, notes)
+    return OverlayLayer(folder / "merged", upper, shown, folder / "layer" / "fetched", owner, notes, source)
 
 
 async def _show(source: Path, shown: Path, owner: tuple[int, int]) -> list[str]:

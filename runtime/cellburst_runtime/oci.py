@@ -7,6 +7,7 @@ compares them when it restores a snapshot. Source: OCI runtime spec 1.0.2, confi
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,20 @@ _MOST_SHARE = 0.25
 _ALWAYS_FOLDERS = ("proc", "dev", "sys", "tmp", "var", "run", "cellburst")
 
 
+def memory_class_mib(memory_mib: int) -> int:
+    """The memory that sizes inside a container are shares of: the power of two at or below its own.
+
+    Those sizes are part of a checkpoint, so containers of one class can be restored from one template; the limit on the
+    host is exact.
+    """
+    return 1 << max(0, memory_mib.bit_length() - 1)
+
+
+def visible_cpus(spec: ContainerSpec) -> int:
+    """The CPUs a sandbox with `--cpu-num-from-quota` shows: whole ones, two at least, no more than the machine has."""
+    return min(max(2, math.ceil(spec.cpu)), os.cpu_count() or 1)
+
+
 def host_limits(spec: ContainerSpec) -> Limits:
     """Limits of the container's group on the host; pids above what RLIMIT_NPROC permits inside."""
     return Limits(spec.memory_mib, spec.cpu, spec.pids * HOST_TASKS_PER_PROCESS + HOST_TASKS_FIXED)
@@ -35,7 +50,7 @@ def host_limits(spec: ContainerSpec) -> Limits:
 
 def all_mounts(spec: ContainerSpec) -> list[Mount]:
     """Every mount of the container in mounting order: outer before inner; a later one for the same place wins."""
-    memory_bytes = spec.memory_mib * MIB
+    memory_bytes = memory_class_mib(spec.memory_mib) * MIB
     var = spec.folder / "var"
     wanted = [
         Mount("/tmp", kind="tmpfs", read_only=False, size_bytes=int(memory_bytes * _TMP_SHARE), mode=0o1777),  # noqa: S108
@@ -82,7 +97,7 @@ def config(spec: ContainerSpec, *, cgroup_path: str, network_namespace: str, uid
     return {
         "ociVersion": "1.0.2",
         "hostname": spec.hostname,
-        "root": {"path": "rootfs", "readonly": True},
+        "root": {"path": "rootfs", "readonly": not spec.layers},
         "process": {
             "user": {"uid": uid, "gid": gid},
             "cwd": "/",  # the runner changes to the working folder: this must be the same for all of an image
@@ -108,8 +123,12 @@ def config(spec: ContainerSpec, *, cgroup_path: str, network_namespace: str, uid
 
 
 def write_bundle(spec: ContainerSpec, bundle: Path, config_json: dict[str, Any]) -> None:
-    """Make `bundle/config.json` and `bundle/rootfs`: mount points, links and small files. Raises OSError."""
-    root = bundle / "rootfs"
+    """Make `bundle/config.json` and `bundle/rootfs` (`bundle/top` for an image): mount points, links and small files.
+
+    Raises OSError.
+    """
+    # With an image this lies over its layers: see `image_root`.
+    root = bundle / ("top" if spec.layers else "rootfs")
     for name in _ALWAYS_FOLDERS:
         (root / name).mkdir(parents=True, exist_ok=True)
     (root / "cellburst").chmod(0o755)

@@ -207,6 +207,17 @@ async def test_a_start_that_fails_says_why_and_leaves_nothing(engine: GvisorEngi
     assert traces(spec.id, spec.folder) == [f"folder {spec.folder}"]
 
 
+@pytest.mark.parametrize("code", [0, 7])
+async def test_one_that_is_over_before_anyone_looked(
+    engine: GvisorEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.setattr("cellburst_runtime.engine_gvisor._is_running", lambda state: False)
+    end = await run_to_end(engine, make_spec(tmp_path / "c", f"import os; os._exit({code})"))
+    assert (end.exit_code, end.cause) == (code, "exit")
+    with pytest.raises(PlatformError):
+        await run_to_end(engine, replace(make_spec(tmp_path / "d", ""), arguments=("/no/such/program",)))
+
+
 @pytest.mark.parametrize("steps", [1, 3, 10, 40, 120])
 async def test_a_cancelled_start_leaves_nothing(engine: GvisorEngine, tmp_path: Path, steps: int) -> None:
     """Cancelled after that many turns of the event loop: in each stage of a start."""

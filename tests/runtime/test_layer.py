@@ -150,10 +150,13 @@ async def test_put_is_the_session_s_own(session: Session, tmp_path: Path) -> Non
     source.write_text("put")
     layer = await session.begin()
     layer.file_put("new/deep/file", source)
-    layer.file_put("a.txt", source)
+    layer.file_put("./a.txt", source)
+    assert listed(layer) == [], "what was put is not what the session wrote"
     assert session.act("cat new/deep/file a.txt && echo 1 > new/deep/file && touch new/other").stdout == "putput"
     assert (session.notebook / "a.txt").read_text() == "a"
-    assert listed(layer) == [("a.txt", False), ("new/deep/file", False), ("new/other", False)]
+    assert listed(layer) == [("new/deep/file", False), ("new/other", False)]
+    session.act("rm a.txt")
+    assert ("a.txt", True) in listed(layer)
 
 
 @pytest.mark.gvisor
@@ -190,7 +193,11 @@ async def test_directly_in_the_folder(session: Session, tmp_path: Path) -> None:
     assert listed(layer) == [("a.txt", False), ("b.txt", True), ("new", False)]
     assert layer.file_get("new").read_text() == "1"
     layer.file_put("put/x", session.notebook / "a.txt")
+    layer.file_put("put.ipynb", session.notebook / "a.txt")
     assert (session.notebook / "put/x").read_text() == "changed"
+    assert listed(layer) == [("a.txt", False), ("b.txt", True), ("new", False)]
+    (session.notebook / "put/x").write_text("changed there")
+    assert ("put/x", False) in listed(layer)
     (session.notebook / "l").symlink_to(tmp_path)
     with pytest.raises(CellburstError):
         layer.file_get("l/c/container.json")
