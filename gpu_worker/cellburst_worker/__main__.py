@@ -17,6 +17,7 @@ from . import logs
 from .clock import SystemClock
 from .exchange import Exchange
 from .gateway_link import GatewayLink, http_url, link_url
+from .imports import Imports
 from .options import Options, folder_id, lock, machine_id, parse, private_folder, worker_name
 from .site import Site
 from .worker import Identity, Worker
@@ -39,7 +40,8 @@ async def serve(options: Options) -> None:
         spools = options.data_folder / "spool" / folder_id(options.run_folder)
         shutil.rmtree(spools, ignore_errors=True)  # of a worker that is gone, as its containers are
         exchange = Exchange(options.data_folder / "blobs", http_url(url), options.read_token)
-        site = Site(runtime=runtime, clock=SystemClock(), exchange=exchange, spool_folder=spools)
+        imports = Imports(options.data_folder / "snapshots" / "imports")
+        site = Site(runtime=runtime, clock=SystemClock(), exchange=exchange, spool_folder=spools, imports=imports)
         inventory = await asyncio.to_thread(runtime.inventory)
         worker = Worker(Identity(worker_name(options), machine_id()), inventory, site)
         what = {

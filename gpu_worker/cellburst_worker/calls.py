@@ -76,6 +76,11 @@ class Calls:
                 self._cancelled_early.popitem(last=False)
 
     @property
+    def ended_count(self) -> int:
+        """How many calls have ended, as far as they are remembered."""
+        return len(self._ended)
+
+    @property
     def running(self) -> str:
         """The oldest call that has not ended, or ""."""
         return next(iter(self._open), "")

@@ -1,23 +1,12 @@
-"""The one source of time of a worker: wall and monotonic seconds, handed in where they are needed."""
+"""The one clock of a worker: nothing else here reads the time."""
 
 from __future__ import annotations
 
 import time
-from typing import Protocol
-
-
-class Clock(Protocol):
-    """Tells the time. Tests hand in one that stands still until it is moved."""
-
-    def wall(self) -> float:
-        """Unix seconds, for people and logs only."""
-
-    def monotonic(self) -> float:
-        """Seconds that never go back: what leases, limits and usage are counted with."""
 
 
 class SystemClock:
-    """The machine's clock."""
+    """`cellburst_protocol.clock.Clock` by the machine's own clock."""
 
     def wall(self) -> float:
         """Unix seconds."""

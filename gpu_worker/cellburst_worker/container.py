@@ -10,47 +10,42 @@ the spool bridges the rest.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any
 
-from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo, error
+from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo
 from cellburst_protocol.framing import FramingError
 from cellburst_protocol.messages import (
     ContainerEnded,
-    ContainerReady,
     ContainerReport,
     ContainerUsage,
     GpuUsage,
     Interrupt,
     Notice,
-    Phase,
-    PhaseTime,
-    RunnerHello,
-    RunnerReady,
-    RunnerStart,
+    ParkContainer,
     StartContainer,
 )
 from cellburst_protocol.peer import LinkClosed, Stream, StreamEnded
 from cellburst_protocol.states import CONTAINER_TRANSITIONS, ContainerState, EndReason, advance
+from cellburst_runtime.engine import ContainerExit
 
 from . import endings
+from .body import Body
 from .calls import Call, Calls
 from .endings import Ending
 from .inbound import Inbound
 from .leases import Lease
 from .outbound import Outbound
+from .park_desk import ParkDesk
 from .runner_link import SILENT_PINGS, RunnerLink
-from .site import Prepared, Running, Site
+from .site import Site
 from .spool import Spool
+from .starting import Starting
+from .template_policy import Facts
 from .usage import CpuMeter
 
-OUTPUT_LIMIT_BYTES = 32 * 1024 * 1024  # a cell's output in full; then its tail
-MATPLOTLIB_BACKEND = "module://matplotlib_inline.backend_inline"
-
 log = logging.getLogger(__name__)
-_T = TypeVar("_T")
 
 
 class WorkerContainer:
@@ -67,13 +62,15 @@ class WorkerContainer:
             self.id, self._outbound.received, on_connect=self._outbound.connected, ping_seconds=site.limits.ping_seconds
         )
         self._outbound.link = self._link
+        self._outbound.on_imported = lambda names: site.imports.add(request.notebook, names)
         self._inbound = Inbound(self.id, site, self._calls, self._outbound, self._link, self._on_ack)
         self._stop: asyncio.Future[tuple[EndReason, float]] = asyncio.get_running_loop().create_future()
         self._wanted = True  # a gateway will take the events
         self._settled = asyncio.Event()  # ended, and the gateway has every event
-        self._prepared: Prepared | None = None
-        self._running: Running | None = None
-        self._phases: list[PhaseTime] = []
+        self._body = Body(request, site, self._link, self._outbound)
+        self._desk = ParkDesk(self._body, self._calls, self._inbound)
+        self._ready_sequence = 0
+        self._ready_since = self._busy_seen = site.clock.monotonic()
         self._cpu = CpuMeter()
         self._peak_bytes: int | None = None
         self._limit_timer: asyncio.TimerHandle | None = None
@@ -83,7 +80,7 @@ class WorkerContainer:
 
     async def run(self) -> None:
         """The container's whole life. Returns when nothing of it is left here."""
-        ways = [asyncio.create_task(self._outbound.run()), asyncio.create_task(self._inbound_when_ready())]
+        ways = [asyncio.create_task(self._outbound.run()), asyncio.create_task(self._inbound.run())]
         for way in ways:
             way.add_done_callback(self._way_ended)
         await self._end(await self._live())
@@ -132,6 +129,21 @@ class WorkerContainer:
         else:
             self._calls.cancel_early(message.call)
 
+    def park(self, request: ParkContainer) -> None:
+        """See `ParkDesk.begin`."""
+        self._desk.begin(request, self.state)
+
+    def facts(self) -> Facts | None:
+        """What the policy of templates needs; None while it is not ready, or is put away."""
+        if self.state is not ContainerState.READY or self._desk.busy:
+            return None
+        now = self._site.clock.monotonic()
+        return Facts(
+            container=self.id, key=self._body.template_key, busy=bool(self._calls.running),
+            quiet_seconds=now - self._busy_seen, ready_seconds=now - self._ready_since,
+            cells_done=self._calls.ended_count, imports=self._site.imports.of(self.request.notebook),
+        )  # fmt: skip
+
     def has_call(self, call: str) -> bool:
         """Whether the call was given to this container."""
         return self._calls.knows(call)
@@ -142,6 +154,8 @@ class WorkerContainer:
             self.spool.flush()
         self._outbound.grant()
         self._enforce_limits()
+        if self._calls.running:
+            self._busy_seen = self._site.clock.monotonic()
         unwatched = self._site.clock.monotonic() - self._unwatched_since
         if (
             self.state is ContainerState.ENDED
@@ -164,7 +178,8 @@ class WorkerContainer:
 
     async def usage(self, gpus: dict[str, GpuUsage]) -> ContainerUsage:
         """Usage now; `gpus` are the machine's figures by UUID."""
-        usage = await self._running.container.usage() if self._running else None
+        running = self._body.running
+        usage = await running.container.usage() if running is not None else None
         now = self._site.clock.monotonic()
         memory = usage.memory_bytes if usage else None
         self._peak_bytes = max(self._peak_bytes or 0, memory or 0) or None
@@ -181,79 +196,27 @@ class WorkerContainer:
 
     async def _start(self) -> None:
         self._become(ContainerState.STARTING)
-        prepared = await self._phase("image", self._prepare())
-        running, hello = await self._phase("boot", self._boot(prepared))
-        ready = await self._phase("enter", self._enter(running))
+        ready = await Starting(self._body).run()
         self._become(ContainerState.READY)
-        log.info(
-            "container is ready", extra={"container": self.id, "engine": running.engine.name, "pid": ready.executor_pid}
-        )
-        self._emit_ready(running, hello)
+        what = {"container": self.id, "engine": ready.engine.name, "start": ready.start, "lost": len(ready.lost)}
+        log.info("container is ready", extra=what)
+        self._outbound.emit(ready, self.request.prepare_call)
+        self._ready_sequence = self.spool.last_sequence
+        self._ready_since = self._busy_seen = self._site.clock.monotonic()
+        self._inbound.open.set()
 
-    async def _prepare(self) -> Prepared:
-        self._prepared = prepared = await self._site.runtime.prepare(self.request)
-        self._outbound.folder = prepared.folder
-        await self._link.listen(prepared.socket_path)
-        return prepared
-
-    async def _boot(self, prepared: Prepared) -> tuple[Running, RunnerHello]:
-        self._running = running = await prepared.start()
-        self._outbound.layer = running.layer
-        hello = await self._or_exit(
-            running, self._link.hello, self._site.limits.hello_seconds, "its runner said nothing"
-        )
-        self._link.start_pings()
-        return running, hello
-
-    async def _enter(self, running: Running) -> RunnerReady:
-        start = RunnerStart(
-            environment=dict(running.environment), links=dict(running.links), folder=running.working_folder,
-            python=list(running.python), output_limit_bytes=OUTPUT_LIMIT_BYTES, matplotlib_backend=MATPLOTLIB_BACKEND,
-        )  # fmt: skip
-        await self._link.send(start)
-        return await self._or_exit(
-            running, self._outbound.ready, self._site.limits.ready_seconds, "its executor did not start"
-        )
-
-    async def _or_exit(self, running: Running, future: asyncio.Future[_T], seconds: float, what: str) -> _T:
-        exited = asyncio.create_task(running.container.wait())
+    async def _forget_parked(self) -> None:
+        """The gateway knows that the session is up again: what was parked of it is not needed any more."""
+        id = self.request.parked
         try:
-            either: set[asyncio.Future[Any]] = {future, exited}
-            await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            if future.done():
-                return future.result()
-            if exited.done():
-                await self._drain()
-                why = self._outbound.last_executor_text.strip() or endings.exit_text(exited.result())
-                raise error(ErrorCode.START_FAILED, f"the container ended while it started: {why}")
-            raise error(ErrorCode.START_FAILED, f"the container started but {what} within {seconds:g} s")
-        finally:
-            exited.cancel()
-
-    async def _phase(self, name: Any, work: Coroutine[Any, Any, _T]) -> _T:
-        began = self._site.clock.monotonic()
-        self._outbound.emit(Phase(name=name), self.request.prepare_call)
-        result = await work
-        seconds = self._site.clock.monotonic() - began
-        self._phases.append(PhaseTime(name=name, seconds=seconds))
-        self._outbound.emit(Phase(name=name, seconds=seconds), self.request.prepare_call)
-        return result
-
-    def _emit_ready(self, running: Running, hello: RunnerHello) -> None:
-        event = ContainerReady(
-            engine=running.engine, network=running.network, phases=self._phases,
-            notes=[*dict.fromkeys([*running.notes, *running.container.notes])], python_version=hello.python_version,
-        )  # fmt: skip
-        self._outbound.emit(event, self.request.prepare_call)
+            await asyncio.to_thread(self._site.runtime.snapshots.remove, "session", id)
+        except (CellburstError, OSError) as why:
+            log.warning("a resumed session's parked bytes stay", extra={"parked": id, "why": str(why)})
 
     def _way_ended(self, way: asyncio.Task[None]) -> None:
         if not way.cancelled() and way.exception() is not None:
             log.error("a container's relay failed", exc_info=way.exception(), extra={"container": self.id})
             self.stop(EndReason.CONTAINER_LOST)
-
-    async def _inbound_when_ready(self) -> None:
-        await asyncio.shield(self._outbound.ready)
-        await self._inbound.run()
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -264,20 +227,25 @@ class WorkerContainer:
             return Ending(self._stop.result()[0])
         if (failure := starting.exception()) is not None:
             return endings.of_start(_start_error(failure, self.id))
-        assert self._running is not None
-        exited = asyncio.create_task(self._running.container.wait())
+        running = self._body.running
+        assert running is not None
+        exited = asyncio.create_task(running.container.wait())
         silent = asyncio.create_task(self._link.silent.wait())
         try:
-            causes: set[asyncio.Future[Any]] = {exited, silent, self._stop}
+            causes: set[asyncio.Future[Any]] = {exited, silent, self._stop, self._desk.over}
             await asyncio.wait(causes, return_when=asyncio.FIRST_COMPLETED)
+            await self._desk.settle(self._stop)
+            if self._desk.over.done() and not _limit_reached(exited):
+                return self._desk.over.result()
             if self._stop.done():
                 reason, grace_seconds = self._stop.result()
                 await self._let_finish(grace_seconds, exited)
                 return Ending(reason)
             if exited.done():
                 resources = self.request.resources
-                pids = self._running.container.spec.pids
-                return endings.of_exit(exited.result(), resources.memory_mib, self._peak_bytes, pids)
+                return endings.of_exit(
+                    exited.result(), resources.memory_mib, self._peak_bytes, running.container.spec.pids
+                )
             return endings.of_silence(SILENT_PINGS * self._site.limits.ping_seconds)
         finally:
             for task in (exited, silent):
@@ -305,29 +273,23 @@ class WorkerContainer:
             self._become(ContainerState.STOPPING)
         if self._limit_timer is not None:
             self._limit_timer.cancel()
-        if self._running is not None:
-            await self._guarded("kill", self._running.container.kill())
-            await self._drain()
+        body = self._body
+        if body.running is not None:
+            await self._guarded("kill", body.running.container.kill())
+            await body.drain()
         await self._link.close()
         await self._inbound.close()
         await self._outbound.close()
-        if self._running is not None:
-            await self._guarded("remove", self._running.container.remove())
-        elif self._prepared is not None:
-            await self._guarded("remove", self._prepared.remove())
+        if body.running is not None:
+            await self._guarded("remove", body.running.container.remove())
+        elif body.prepared is not None:
+            await self._guarded("remove", body.prepared.remove())
         self._release()
         self._become(ContainerState.ENDED)
         self._unwatched_since = self._site.clock.monotonic()
         log.info("container ended", extra={"container": self.id, "reason": ending.reason.value})
         self._outbound.emit(ContainerEnded(container=self.id, reason=ending.reason, error=ending.error))
         self._settle()
-
-    async def _drain(self) -> None:
-        """Read what the runner had written before it was gone."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._site.limits.drain_seconds):
-                await self._link.disconnected.wait()
-                await self._outbound.idle.wait()
 
     async def _guarded(self, what: str, work: Awaitable[object]) -> None:
         # An end that fails half-way must still release the lease and tell the gateway; garbage collection does the rest.
@@ -341,6 +303,9 @@ class WorkerContainer:
 
     def _on_ack(self, sequence: int) -> None:
         self.spool.ack(sequence)
+        if self.request.parked and 0 < self._ready_sequence <= self.spool.acked_sequence:
+            self._ready_sequence = 0
+            self._forgetting = asyncio.create_task(self._forget_parked())
         self._outbound.grant()
         self._settle()
 
@@ -381,6 +346,10 @@ class WorkerContainer:
                     Notice(text=f"timeout={seconds:g}s is reached: the cell is interrupted", level="warning"), call
                 )
         self._arm_limit()
+
+
+def _limit_reached(exited: asyncio.Task[ContainerExit]) -> bool:
+    return exited.done() and exited.result().cause in ("oom", "pids")
 
 
 def _start_error(failure: BaseException, container: str) -> ErrorInfo:

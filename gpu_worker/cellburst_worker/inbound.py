@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 
 class Inbound:
-    """One container's way in. `run` passes messages on once the runner is ready; `serve` reads one stream."""
+    """One container's way in. `run` passes messages on while `open` is set; `serve` reads one stream."""
 
     def __init__(
         self,
@@ -56,6 +56,7 @@ class Inbound:
         self._container, self._site, self._calls, self._outbound, self._link = container, site, calls, outbound, link
         self._on_ack = on_ack
         self._queue: asyncio.Queue[tuple[Message, Sequence[Buffer]]] = asyncio.Queue(MAX_WAITING)
+        self.open = asyncio.Event()  # the runner takes cells: not while it starts, nor while the session is put away
         self._side_tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self, stream: Stream) -> None:
@@ -79,9 +80,10 @@ class Inbound:
                     )
 
     async def run(self) -> None:
-        """Pass on what waits, in order, for ever."""
+        """Pass on what waits, in order and while it is open, for ever."""
         while True:
             message, buffers = await self._queue.get()
+            await self.open.wait()
             match message:
                 case RunCell():
                     await self._run_cell(message, buffers)
@@ -89,6 +91,11 @@ class Inbound:
                     await self._names_data(message, buffers)
                 case _:
                     await self._link.send(message, buffers)
+
+    async def quiet(self, seconds: float) -> None:
+        """Wait for the questions that are being answered, at most so long."""
+        if self._side_tasks:
+            await asyncio.wait(self._side_tasks, timeout=seconds)
 
     async def close(self) -> None:
         """Stop what runs beside the queue."""
@@ -166,9 +173,13 @@ class Inbound:
                 reply = await answer_file_request(request, self._outbound.layer, self._site.exchange)
                 self._outbound.answer(reply)
                 return
-            if not self._outbound.ready.done():
+            if not self.open.is_set():
                 raise PlatformError(
-                    ErrorInfo(code=ErrorCode.UNAVAILABLE, message="the container is still starting", next="try again")
+                    ErrorInfo(
+                        code=ErrorCode.UNAVAILABLE,
+                        message="the container is being started or put away",
+                        next="try again",
+                    )
                 )
             self._outbound.side_keys[request.id] = request.value_key
             await self._link.send(msgspec.structs.replace(request, value_key=""))

@@ -29,7 +29,6 @@ from cellburst_protocol.messages import (
     Notice,
     RemoteName,
     RunnerCredit,
-    RunnerReady,
     SideReply,
     StdinRequest,
     encode,
@@ -38,6 +37,7 @@ from cellburst_protocol.peer import Stream
 from cellburst_protocol.runner_wire import Incoming
 from cellburst_protocol.states import EndReason
 
+from .answers import ANSWERS, Answers
 from .calls import Call, Calls
 from .feed import Feed
 from .runner_link import MAX_UNPROCESSED_BYTES, RunnerLink
@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 
 
 class Outbound:
-    """One container's way out. `began(call)` is called when user code starts, `ready` is set at the first RunnerReady."""
+    """One container's way out. `began(call)` is called when user code starts."""
 
     def __init__(
         self, container: str, site: Site, spool: Spool, calls: Calls, on_started: Callable[[Call], None]
@@ -66,7 +66,9 @@ class Outbound:
         self.feed = Feed(spool)
         self.last_executor_text = ""
         self.side_keys: dict[str, str] = {}
-        self.ready: asyncio.Future[RunnerReady] = asyncio.get_running_loop().create_future()
+        self.answers = Answers()
+        self.on_imported: Callable[[list[str]], None] = lambda names: None
+        self.restoring = False  # an executor that ends then is a failed restore's, and nobody's loss
         self.idle = asyncio.Event()  # nothing waits and nothing is being worked on
         self.idle.set()
         self._queue: deque[Incoming] = deque()
@@ -140,8 +142,6 @@ class Outbound:
         for task in list(self._side_tasks):
             task.cancel()
         await asyncio.gather(*self._side_tasks, return_exceptions=True)
-        if not self.ready.done():
-            self.ready.cancel()
 
     async def _handle(self, incoming: Incoming) -> None:
         match incoming.message:
@@ -155,9 +155,8 @@ class Outbound:
                 task = asyncio.create_task(self._side_reply(incoming.message, incoming.buffers))
                 self._side_tasks.add(task)
                 task.add_done_callback(self._side_tasks.discard)
-            case RunnerReady():
-                if not self.ready.done():
-                    self.ready.set_result(incoming.message)
+            case _ if isinstance(incoming.message, ANSWERS):
+                self.answers.received(incoming)
             case _:
                 self._pass_on(incoming)
 
@@ -200,6 +199,8 @@ class Outbound:
         done.files = await self._files()
         done.ended_by = EndReason.TIMEOUT if call.limit.timed_out else None
         done.error = None
+        self.on_imported(done.imported)
+        done.imported = []
         done.mac = mac.sign(call.value_key, "out", done.home) if call.value_key else ""
         self._ended(id)
         self.emit(done, id, [buffers[0], *taken.buffers])
@@ -237,6 +238,8 @@ class Outbound:
         if ended.call and not self._calls.knows(ended.call):
             ended.call = ""
         self.last_executor_text = ended.text
+        if self.restoring:
+            return
         self._ended(ended.call)
         self.emit(ended, ended.call)
 

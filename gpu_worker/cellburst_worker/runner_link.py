@@ -13,12 +13,13 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 from cellburst_protocol.errors import CellburstError
 from cellburst_protocol.framing import Buffer, FramingError
-from cellburst_protocol.messages import Message, RunnerHello, RunnerPing, RunnerPong
+from cellburst_protocol.messages import Message, RunnerDetach, RunnerHello, RunnerPing, RunnerPong
 from cellburst_protocol.runner_wire import Incoming, RunnerDecoder, to_runner
 from cellburst_protocol.version import negotiate
 
@@ -50,6 +51,8 @@ class RunnerLink:
         self._on_message, self._on_connect = on_message, on_connect
         self._ping_seconds = ping_seconds
         self._server: asyncio.Server | None = None
+        self._path: Path | None = None
+        self._pinging: asyncio.Task[None] | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._taken = False
         self._pings = 0
@@ -62,8 +65,12 @@ class RunnerLink:
         self.disconnected.set()
 
     async def listen(self, path: Path) -> None:
-        """Listen at `path`, also where it is longer than the 108 bytes that a Unix address holds."""
+        """Listen at `path`, also where it is longer than the 108 bytes that a Unix address holds; again after `detach`
+        or `unlisten`, there or elsewhere: `hello` is then the next runner's."""
         path.unlink(missing_ok=True)
+        if self.hello.done():
+            self.hello = asyncio.get_running_loop().create_future()
+        self._path = path
         folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -77,8 +84,40 @@ class RunnerLink:
             os.close(folder)
 
     def start_pings(self) -> None:
-        """Begin to watch for silence: from the first hello on."""
-        self._spawn(self._ping())
+        """Begin to watch for silence: from the first hello on, and again after `detach`."""
+        self._unanswered = 0
+        self._pinging = self._spawn(self._ping())
+
+    async def detach(self, seconds: float) -> bool:
+        """Tell a frozen runner to close its socket, and wait for that. Nobody listens then, so it dials in vain until the
+        next `listen`. False: it did not close within `seconds`."""
+        self._stop_listening()
+        self.post(RunnerDetach())
+        try:
+            async with asyncio.timeout(seconds):
+                await self.disconnected.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def unlisten(self) -> None:
+        """Let go of a container that did not come up: cut the connection and wait until it is gone. Idempotent."""
+        self._stop_listening()
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _stop_listening(self) -> None:
+        if self._pinging is not None:
+            self._pinging.cancel()
+            self._pinging = None
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+            self._path = None
 
     def post(self, message: Message, buffers: Sequence[Buffer] = ()) -> bool:
         """Send without waiting: for small messages. False when no runner is connected."""
@@ -97,22 +136,16 @@ class RunnerLink:
                 await writer.drain()
 
     async def close(self) -> None:
-        """Stop listening and cut the connection. Idempotent."""
-        if self._server is not None:
-            self._server.close()
-        if self._writer is not None:
-            self._writer.close()
-        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """Stop listening and cut the connection, for good. Idempotent."""
+        await self.unlisten()
         if not self.hello.done():
             self.hello.cancel()
 
-    def _spawn(self, coroutine: object) -> None:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

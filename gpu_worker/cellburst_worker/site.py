@@ -10,11 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from cellburst_protocol.clock import Clock
 from cellburst_protocol.messages import EngineInfo, FileChange, GpuUsage, Inventory, StartContainer
 from cellburst_runtime.engine import Container
+from cellburst_runtime.fork_servers import ForkServers
+from cellburst_runtime.image_build import BuiltImage, Files, Log
+from cellburst_runtime.images import Images
+from cellburst_runtime.snapshot_manifest import LiveFile
+from cellburst_runtime.snapshots import SnapshotStore
 
-from .clock import Clock
 from .exchange import Exchange
+from .imports import Imports
 
 
 class Layer(Protocol):
@@ -69,6 +75,17 @@ class Running(Protocol):
     def layer(self) -> Layer:
         """What the session writes."""
 
+    @property
+    def forked(self) -> bool:
+        """Whether it came out of a fork server, with its imports made."""
+
+    def live_files(self, paths: list[str]) -> list[LiveFile]:
+        """The host's files behind these paths of the container, where a live mount shows them. Blocks."""
+
+    def keep_store(self, destination: Path) -> Awaitable[object]:
+        """After its end and before `remove`: move the layer's disk image to `destination`; nothing where it has none.
+        Raises PlatformError, OSError."""
+
 
 class Prepared(Protocol):
     """A container whose folder is there and whose engine was not started."""
@@ -81,15 +98,39 @@ class Prepared(Protocol):
     def folder(self) -> Path:
         """The container's folder on the host."""
 
+    @property
+    def snapshot_key(self) -> str:
+        """What a snapshot must have been taken with to be restored here, and one of this container has; "" for none."""
+
+    @property
+    def key_parts(self) -> dict[str, str]:
+        """What the key is made of, to explain a mismatch."""
+
+    @property
+    def fork_key(self) -> str:
+        """What a fork server must have been made with to make this container; "" where the engine has none."""
+
+    @property
+    def layer_keys(self) -> list[str]:
+        """The layers of the image that it is made of; none for a mirror."""
+
     def remove(self) -> Awaitable[object]:
         """Remove the folder of a container that was never started. Idempotent."""
 
-    def start(self) -> Awaitable[Running]:
-        """Start the engine; the runner then dials `socket_path`."""
+    def start(self, checkpoint: Path | None = None) -> Awaitable[Running]:
+        """Start the engine, from a checkpoint's folder instead of by booting; the runner then dials `socket_path`."""
 
 
 class RuntimeLike(Protocol):
     """The machine's containers, GPUs and engines."""
+
+    @property
+    def snapshots(self) -> SnapshotStore:
+        """Templates and parked sessions on this machine's disk."""
+
+    @property
+    def fork_servers(self) -> ForkServers:
+        """In place of templates, where the engine has no snapshots."""
 
     def inventory(self) -> Inventory:
         """What there is to lease."""
@@ -97,8 +138,17 @@ class RuntimeLike(Protocol):
     def gpu_usage(self, uuids: Sequence[str]) -> list[GpuUsage]:
         """Live figures. Blocks."""
 
-    def prepare(self, request: StartContainer) -> Awaitable[Prepared]:
-        """Make the folder and plan the mounts."""
+    @property
+    def images(self) -> Images:
+        """The built images of this machine."""
+
+    def build_image(self, request: StartContainer, files: Files, log: Log) -> Awaitable[BuiltImage | None]:
+        """Build and hold the container's image, for `prepare`; None for a mirror. Raises the error tree."""
+
+    def prepare(
+        self, request: StartContainer, *, store_image: Path | None = None, image: BuiltImage | None = None
+    ) -> Awaitable[Prepared]:
+        """Make the folder and plan the mounts. `store_image` becomes the layer's store: it is moved, not copied."""
 
     def collect_garbage(self, keep: Sequence[str] = ()) -> Awaitable[object]:
         """End and remove containers of workers that are gone."""
@@ -123,4 +173,6 @@ class Site:
     clock: Clock
     exchange: Exchange
     spool_folder: Path
+    imports: Imports
     limits: Limits = Limits()
+    takes_templates: bool = True

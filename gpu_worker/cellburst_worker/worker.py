@@ -11,7 +11,7 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from cellburst_protocol import SOFTWARE_VERSION
 from cellburst_protocol.errors import CellburstError, ErrorCode, error
 from cellburst_protocol.messages import (
     ContainerStream,
+    ForgetParked,
     GpuUsage,
     Heartbeat,
     Hello,
@@ -27,6 +28,7 @@ from cellburst_protocol.messages import (
     Joined,
     JoinWorker,
     Message,
+    ParkContainer,
     Shutdown,
     StartContainer,
     StopContainer,
@@ -38,7 +40,9 @@ from cellburst_protocol.version import PROTOCOL_VERSION
 
 from .container import WorkerContainer
 from .leases import Lease, LeaseBook
+from .parking import parked_info
 from .site import Site
+from .templates import Templates
 
 FAREWELL_SECONDS = 2.0  # how long a stopping worker waits for the gateway to take the last events
 TICK_SECONDS = 1.0
@@ -70,6 +74,7 @@ class Worker:
         self._heartbeat_seconds = TICK_SECONDS
         self._tasks: set[asyncio.Task[None]] = set()
         self._gpu_usage: dict[str, GpuUsage] = {}
+        self._templates = Templates(site)
         self.shutdown_asked = asyncio.Event()
 
     # -- the link ----------------------------------------------------------------------------------------------------
@@ -85,7 +90,10 @@ class Worker:
         """What the machine has and runs, now."""
         reports = [container.report() for container in self.containers.values()]
         self._reported = {report.container for report in reports}
-        return JoinWorker(worker=self._identity.name, inventory=self._inventory, containers=reports, pid=os.getpid())
+        parked = [parked_info(manifest) for manifest in self._site.runtime.snapshots.parked_all()]
+        return JoinWorker(
+            worker=self._identity.name, inventory=self._inventory, containers=reports, parked=parked, pid=os.getpid()
+        )
 
     def joined(self, peer: Peer, welcome: Welcome, joined: Joined) -> None:
         """The link is up: open a stream for each container that is the gateway's, stop the others."""
@@ -100,6 +108,7 @@ class Worker:
                 container.disown()
             else:
                 self._open_stream(container, joined.adopted.get(container.id, 0))
+        self._forget(joined.forget)
 
     def parted(self) -> None:
         """The link is gone; containers run on."""
@@ -115,6 +124,10 @@ class Worker:
             case StopContainer():
                 if (container := self.containers.get(message.container)) is not None:
                     container.stop(message.reason, message.grace_seconds)
+            case ParkContainer():
+                await self._park(message)
+            case ForgetParked():
+                self._forget(message.parked)
             case Interrupt():
                 for container in self._meant(message):
                     container.interrupt(message)
@@ -130,6 +143,28 @@ class Worker:
         if message.container:
             return [c for c in self.containers.values() if c.id == message.container]
         return [c for c in self.containers.values() if message.call and c.has_call(message.call)]
+
+    # -- parked sessions ---------------------------------------------------------------------------------------------
+
+    async def _park(self, request: ParkContainer) -> None:
+        container = self.containers.get(request.container)
+        if container is not None and container.state is not ContainerState.ENDED:
+            container.park(request)
+        elif await asyncio.to_thread(self._site.runtime.snapshots.parked, request.parked) is None:
+            raise error(
+                ErrorCode.NOT_FOUND, f"this worker has no container {request.container}", next="its end was told before"
+            )
+
+    def _forget(self, parked: Sequence[str]) -> None:
+        if parked:
+            self._spawn(self._forgotten(parked))
+
+    async def _forgotten(self, parked: Sequence[str]) -> None:
+        for id in parked:
+            try:
+                await asyncio.to_thread(self._site.runtime.snapshots.remove, "session", id)
+            except (CellburstError, OSError) as why:
+                log.warning("parked bytes could not be removed", extra={"parked": id, "why": str(why)})
 
     # -- containers --------------------------------------------------------------------------------------------------
 
@@ -179,7 +214,12 @@ class Worker:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (problem := task.exception()) is not None:
+            log.error("a task failed: %s", getattr(task.get_coro(), "__qualname__", ""), exc_info=problem)
 
     # -- once a second -----------------------------------------------------------------------------------------------
 
@@ -198,6 +238,7 @@ class Worker:
                 self._peer.notify(last)
             for container in list(self.containers.values()):
                 container.tick()
+            self._take_templates()
             self._check_grace()
             await asyncio.sleep(self._heartbeat_seconds / 2 if not done else self._heartbeat_seconds)
 
@@ -207,7 +248,14 @@ class Worker:
         by_uuid = {gpu.uuid: gpu for gpu in gpus}
         alive = [c for c in self.containers.values() if c.state is not ContainerState.ENDED]
         usage = [await container.usage(by_uuid) for container in alive]
-        return Heartbeat(worker=self._identity.name, usage=usage, gpus=gpus)
+        snapshots = await asyncio.to_thread(self._site.runtime.snapshots.usage)
+        return Heartbeat(worker=self._identity.name, usage=usage, gpus=gpus, snapshots=snapshots)
+
+    def _take_templates(self) -> None:
+        if self.shutdown_asked.is_set() or not self._site.takes_templates:
+            return
+        facts = [fact for container in self.containers.values() if (fact := container.facts()) is not None]
+        self._templates.tick(facts, {fact.container: self.containers[fact.container].request for fact in facts})
 
     def _check_grace(self) -> None:
         if self._peer is not None or not self.containers:
@@ -225,6 +273,7 @@ class Worker:
         log.info("shutting down", extra={"containers": len(self.containers)})
         for container in self.containers.values():
             container.stop(EndReason.SHUTDOWN)
+        await self._templates.close()
         while any(c.state is not ContainerState.ENDED for c in self.containers.values()):
             await asyncio.sleep(0.02)
         try:

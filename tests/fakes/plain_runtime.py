@@ -12,13 +12,15 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cellburst_protocol.errors import ErrorCode, error
+from cellburst_protocol.errors import ErrorCode, ErrorInfo, error
 from cellburst_protocol.messages import EngineInfo, FileChange, GpuShown, GpuUsage, Inventory, StartContainer
-from cellburst_runtime.engine import ContainerExit, ContainerSpec, Usage
+from cellburst_runtime.engine import CheckpointFailed, ContainerExit, ContainerSpec, Usage
+from cellburst_runtime.fork_servers import ForkServers
+from cellburst_runtime.snapshots import LiveFile, SnapshotStore
 
 RUNNER = Path(__file__).parents[2] / "runtime" / "cellburst_runner" / "__main__.py"
 ENGINE = EngineInfo(name="plain", isolates=False, warning="isolates nothing")
@@ -32,6 +34,8 @@ class PlainContainer:
         self.network, self.notes = "outbound", ["a note of the engine"]
         self.cause: str = "exit"
         self.removed = False
+        self.dies_of_checkpoint = self.writes_checkpoint = False
+        self.checkpoint_gate: asyncio.Event | None = None
 
     async def wait(self) -> ContainerExit:
         """Its end."""
@@ -53,6 +57,21 @@ class PlainContainer:
     async def usage(self) -> Usage:
         """Fixed figures."""
         return Usage(1.0, 64 << 20, 128 << 20)
+
+    async def checkpoint(self, folder: Path) -> None:
+        """What the runtime says: a plain process cannot be written to disk. Or what a test says."""
+        if self.checkpoint_gate is not None:
+            await self.checkpoint_gate.wait()
+        if self.writes_checkpoint:
+            (folder / "pages").write_bytes(b"memory")
+            await self.kill()
+            return
+        if self.dies_of_checkpoint:
+            await self.kill()
+        raise CheckpointFailed(
+            ErrorInfo(code=ErrorCode.UNAVAILABLE, message="no checkpoint of a plain process"),
+            still_running=not self.dies_of_checkpoint,
+        )
 
 
 class FolderLayer:
@@ -91,21 +110,38 @@ class PlainRunning:
     notes: list[str] = field(default_factory=list)
     network: str = "outbound"
     engine: EngineInfo = ENGINE
+    forked: bool = False
+
+    def live_files(self, paths: Iterable[str]) -> list[LiveFile]:
+        """None: nothing is restored."""
+        return []
+
+    async def keep_store(self, destination: Path) -> str:
+        """There is none."""
+        return ""
 
 
 class PlainPrepared:
-    """`site.Prepared`."""
+    """`site.Prepared`. `key` is what a test says: with one, a checkpoint is tried."""
 
     def __init__(self, runtime: PlainRuntime, request: StartContainer, folder: Path) -> None:
         self._runtime, self._request, self.folder = runtime, request, folder
         self.socket_path = folder / "var" / "ctl" / "s"
+        self.snapshot_key = runtime.key
+        self.fork_key = ""
+        self.key_parts = {"engine": runtime.key} if runtime.key else {}
 
     async def remove(self) -> None:
         """Remove the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    async def start(self) -> PlainRunning:
-        """Start the runner."""
+    async def start(self, checkpoint: Path | None = None) -> PlainRunning:
+        """Start the runner. A restore fails, after `restore_gate`."""
+        if checkpoint is not None:
+            self._runtime.restores.append(checkpoint)
+            if self._runtime.restore_gate is not None:
+                await self._runtime.restore_gate.wait()
+            raise error(ErrorCode.START_FAILED, "a plain process cannot be restored")
         if self._runtime.start_gate is not None:
             await self._runtime.start_gate.wait()
         work = self.folder / "work"
@@ -133,6 +169,11 @@ class PlainRuntime:
         self.containers: dict[str, PlainContainer] = {}
         self.command: list[str] = []
         self.start_gate: asyncio.Event | None = None
+        self.key = ""
+        self.restores: list[Path] = []
+        self.restore_gate: asyncio.Event | None = None
+        self.fork_servers = ForkServers()
+        self.snapshots = SnapshotStore(run_folder.parent / "data" / "snapshots")
         self._gpus = [
             GpuShown(index=i, uuid=uuid, type="A100-80GB", name="simulated", simulated=True)
             for i, uuid in enumerate(gpus)
@@ -146,7 +187,7 @@ class PlainRuntime:
         """Fixed figures."""
         return [GpuUsage(uuid=uuid, utilization_ratio=0.5, simulated=True) for uuid in uuids]
 
-    async def prepare(self, request: StartContainer) -> PlainPrepared:
+    async def prepare(self, request: StartContainer, *, store_image: Path | None = None) -> PlainPrepared:
         """Make the folders."""
         folder = self.run_folder / request.container
         for name in ("var/ctl", "var/in", "var/out", "work", "ipython"):

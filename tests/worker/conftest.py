@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from cellburst_protocol.messages import ContainerReady, MirrorSpec
+from cellburst_runtime.snapshot_manifest import Manifest
 from cellburst_worker.clock import SystemClock
 from cellburst_worker.exchange import Exchange
 from cellburst_worker.gateway_link import GatewayLink, http_url, link_url
+from cellburst_worker.imports import Imports
 from cellburst_worker.site import Limits, Site
 from cellburst_worker.worker import Identity, Worker
 from tests.fakes.fake_gateway import TOKEN, FakeContainer, FakeGateway
@@ -34,6 +36,7 @@ class Setup:
     worker: Worker
     folder: Path
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    kept: Manifest | None = None
 
     async def ready(self, id: str = "c1", **fields: object) -> FakeContainer:
         """A container whose executor is up."""
@@ -56,7 +59,9 @@ async def joined_worker(folder: Path, gateway: FakeGateway, blob_url: str = "") 
     runtime = PlainRuntime(folder / "run", gpus=["SIM-0", "SIM-1"])
     url = link_url(gateway.url)
     exchange = Exchange(folder / "data" / "blobs", blob_url or http_url(url), lambda: TOKEN)
-    site = Site(runtime, SystemClock(), exchange, folder / "data" / "spool", Limits(ping_seconds=0.1))
+    imports = Imports(folder / "data" / "imports")
+    limits = Limits(ping_seconds=0.1)
+    site = Site(runtime, SystemClock(), exchange, folder / "data" / "spool", imports, limits, takes_templates=False)
     worker = Worker(Identity("w1"), runtime.inventory(), site)
     link = GatewayLink(url, lambda: TOKEN, worker)
     setup = Setup(

@@ -74,6 +74,23 @@ async def test_an_end_while_the_gateway_is_away_is_told_later(setup: Setup) -> N
     assert ended.reason is EndReason.CONTAINER_LOST
 
 
+async def test_a_task_that_fails_unexpectedly_is_logged(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(stream: object, recorded_sequence: int) -> None:
+        raise ZeroDivisionError("of the test")
+
+    await setup.ready()
+    monkeypatch.setattr(setup.worker.containers["c1"], "attach", broken)
+    await setup.gateway.close()
+    await setup.gateway.listen()
+    async with asyncio.timeout(10):
+        while not any("a task failed" in record.message for record in caplog.records):
+            await asyncio.sleep(0.01)
+    assert "ZeroDivisionError: of the test" in caplog.text
+    assert "c1" in setup.worker.containers
+
+
 async def test_without_a_gateway_containers_end_after_the_grace(short_path: Path) -> None:
     async with (
         FakeGateway(short_path / "gateway", grace_seconds=0.5) as gateway,

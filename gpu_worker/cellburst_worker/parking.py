@@ -1,0 +1,285 @@
+"""How a session is put away: frozen, its names kept by value, checkpointed, its layer's store kept, sealed at last.
+
+    freeze -> names to the draft -> detach -> checkpoint -> store to the draft -> commit        (an engine with snapshots)
+    freeze -> names to the draft -> end -> store to the draft -> commit                         (names only)
+
+Until the checkpoint nothing is lost by a failure: the draft is thrown away, the runner is thawed and the session lives on.
+A checkpoint that fails and takes the container with it leaves the names, which are then all that is kept. After the commit
+the session outlives this worker. A worker that is killed before that leaves a draft and a container, which the next one
+removes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from cellburst_protocol.errors import CellburstError, ErrorCode, error, from_info
+from cellburst_protocol.messages import (
+    ContainerParked,
+    NameGroup,
+    ParkContainer,
+    ParkedInfo,
+    RemoteName,
+    RunnerFreeze,
+    RunnerFrozen,
+    RunnerReady,
+)
+from cellburst_runtime.engine import CheckpointFailed
+from cellburst_runtime.engine_base import finish
+from cellburst_runtime.snapshot_manifest import CHECKPOINT, NAMES, STORE, LiveFile, Manifest
+from cellburst_runtime.snapshots import Draft
+
+from .body import Body, start_message
+from .parked_names import keep, known_hashes, lost_names, names_bytes
+from .site import Prepared, Running
+
+FREEZE_SECONDS = 300.0  # pickling 1 GB of names by a slow `__reduce__`; hooks of before
+DETACH_SECONDS = 10.0
+FLUSH_SECONDS = 0.05
+SHOWN_FILES = 3
+
+log = logging.getLogger(__name__)
+
+
+class Parking:
+    """One try to put a session away."""
+
+    def __init__(self, body: Body, request: ParkContainer) -> None:
+        assert body.prepared is not None and body.running is not None
+        self.id = request.parked
+        self.thawed = True  # the container goes on as before; False after a failure: it cannot, and must be ended
+        self._body, self._request = body, request
+        self._site = body.site
+        self._prepared: Prepared = body.prepared
+        self._running: Running = body.running
+        self._talk = body.talk("was put away")
+        self._frozen = self._detached = False
+        self._gone = False  # the container's processes are: only the draft has what they were
+        self._notes: list[str] = []
+        self._steps: dict[str, float] = {}
+
+    async def run(self) -> ContainerParked:
+        """Put it away. Raises the error tree and OSError: it was not, see `thawed`. When cancelled nothing is kept."""
+        began = self._site.clock.monotonic()
+        try:
+            with self._step("freeze"):
+                frozen, buffers = await self._freeze()
+            manifest = await self._put_away(frozen, buffers)
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            self.thawed = await self._thaw()
+            raise
+        seconds = self._site.clock.monotonic() - began
+        what = {
+            "container": self._body.id,
+            "parked": self.id,
+            "bytes": manifest.size_bytes,
+            "seconds": round(seconds, 3),
+        }
+        log.info("a session is parked", extra={**what, **{name: round(s, 3) for name, s in self._steps.items()}})
+        return ContainerParked(parked=parked_info(manifest), seconds=seconds, notes=[*frozen.notes, *self._notes])
+
+    @contextlib.contextmanager
+    def _step(self, name: str) -> Iterator[None]:
+        began = self._site.clock.monotonic()
+        try:
+            yield
+        finally:
+            self._steps[name] = self._site.clock.monotonic() - began
+
+    async def _freeze(self) -> tuple[RunnerFrozen, list[memoryview]]:
+        question = RunnerFreeze(save_names=True, limit_bytes=self._request.names_limit_bytes)
+        container = self._running.container
+        asking = self._talk.ask(container, question, RunnerFrozen, FREEZE_SECONDS, "was not ready to be put away")
+        self._frozen = True  # it may be, also when no answer comes
+        frozen, buffers = await asking
+        if frozen.error is not None:
+            self._frozen = False
+            raise from_info(frozen.error)
+        return frozen, buffers
+
+    async def _put_away(self, frozen: RunnerFrozen, buffers: Sequence[memoryview]) -> Manifest:
+        live_files = await asyncio.to_thread(self._running.live_files, frozen.files)
+        whole = self._can_restore(live_files)
+        if not whole and frozen.lost and not frozen.groups:
+            raise error(
+                ErrorCode.UNPICKLABLE,
+                f"this session cannot be put away: the engine {self._running.engine.name} takes no snapshot of it, and none of "
+                f"its names can be kept by value ({_list([lost.name for lost in frozen.lost])})",
+                next="%modal stop ends it; it lives on until then",
+            )
+        expected_bytes = names_bytes(frozen.groups) + (await self._memory_bytes() if whole else 0)
+        draft = await asyncio.to_thread(self._site.runtime.snapshots.draft, "session", self.id, expected_bytes)
+        try:
+            keeping = asyncio.create_task(self._keep_names(draft, frozen, buffers))
+            try:
+                if whole:
+                    with self._step("checkpoint"):
+                        whole = await self._checkpoint(draft)  # meanwhile: the names' files change no more
+            finally:
+                await asyncio.wait({keeping})
+            groups, lost = keeping.result()
+            manifest = self._manifest(groups, [*frozen.lost, *lost], live_files)
+            if not whole:
+                manifest.key, manifest.key_parts, manifest.live_files = "", {}, []
+            return await self._seal(draft, manifest)
+        finally:
+            await finish(asyncio.to_thread(draft.abandon))
+
+    def _can_restore(self, live_files: Sequence[LiveFile]) -> bool:
+        if not self._prepared.snapshot_key:
+            return False
+        if unfound := [file.path for file in live_files if not file.inode]:
+            # Deleted while it is open, mostly: the engine cannot restore that.
+            self._notes.append(
+                f"Only the names were kept, not the processes: these open files are not there any more: {_list(unfound)}."
+            )
+        return not unfound
+
+    async def _memory_bytes(self) -> int:
+        usage = await self._running.container.usage()
+        return usage.memory_bytes or self._body.request.resources.memory_mib * 1024 * 1024
+
+    async def _keep_names(
+        self, draft: Draft, frozen: RunnerFrozen, buffers: Sequence[memoryview]
+    ) -> tuple[list[NameGroup], list[RemoteName]]:
+        out, folder = self._prepared.folder / "var" / "out", draft.folder / NAMES
+        try:
+            with self._step("names"):
+                return await asyncio.to_thread(keep, frozen.groups, buffers, out, folder)
+        except (CellburstError, OSError) as why:
+            if not self._prepared.snapshot_key:
+                raise
+            # The snapshot has them all: better that alone than nothing.
+            self._notes.append(f"Names were not kept by value beside the snapshot: {why}")
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            return [], lost_names(frozen.groups, str(why))
+
+    def _manifest(self, groups: list[NameGroup], lost: list[RemoteName], live_files: list[LiveFile]) -> Manifest:
+        request = self._body.request
+        return Manifest(
+            kind="session", id=self.id, key=self._prepared.snapshot_key, key_parts=dict(self._prepared.key_parts),
+            session=request.session, notebook=request.notebook, parked_unix_seconds=self._site.clock.wall(),
+            live_files=live_files, names=groups, lost=lost,
+        )  # fmt: skip
+
+    async def _checkpoint(self, draft: Draft) -> bool:
+        """Whether the draft has the processes now. Raises when the container lives on without."""
+        body = self._body
+        body.outbound.layer = None  # its store is about to be taken away
+        self._detached = True
+        if not await body.link.detach(DETACH_SECONDS):
+            raise error(ErrorCode.UNAVAILABLE, f"the runner did not close its socket within {DETACH_SECONDS:g} s")
+        folder = draft.folder / CHECKPOINT
+        folder.mkdir(mode=0o700, exist_ok=True)
+        flushing = asyncio.create_task(_flush(folder))
+        try:
+            await self._running.container.checkpoint(folder)
+        except CheckpointFailed as why:
+            if why.still_running:
+                raise
+            self._gone = True
+            self._notes.append(f"Only the names were kept, not the processes: {why.info.message}")
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            return False
+        finally:
+            flushing.cancel()
+            await asyncio.wait({flushing})
+        self._gone = True
+        return True
+
+    async def _seal(self, draft: Draft, manifest: Manifest) -> Manifest:
+        """Keep the store, and commit. From here on a cancellation comes too late to be half-way: it is kept or it is not."""
+        running = self._running
+        if not self._gone and running.engine.isolates:
+            self._body.outbound.layer = None
+            await running.container.kill()
+            self._gone = True
+        if self._gone:
+            try:
+                with self._step("store"):
+                    await finish(self._keep_store(draft))
+            except (CellburstError, OSError) as why:
+                # Processes that have files open in it cannot go on without: what is left are the names.
+                log.warning("a session's store could not be kept", extra={"container": self._body.id, "why": str(why)})
+                self._notes.append(f"Files that the session wrote were not kept: {why}")
+                await self._only_names(draft, manifest)
+        try:
+            return await self._commit(draft, manifest)
+        except (CellburstError, OSError) as why:
+            if not self._gone or not manifest.key:
+                raise
+            self._notes.append(f"Only the names were kept, not the processes: {why}")
+            await self._only_names(draft, manifest)
+            return await self._commit(draft, manifest)
+
+    async def _keep_store(self, draft: Draft) -> None:
+        await self._running.keep_store(draft.folder / STORE)
+
+    async def _only_names(self, draft: Draft, manifest: Manifest) -> None:
+        manifest.key, manifest.key_parts, manifest.live_files = "", {}, []
+        await asyncio.to_thread(shutil.rmtree, draft.folder / CHECKPOINT, ignore_errors=True)
+
+    async def _commit(self, draft: Draft, manifest: Manifest) -> Manifest:
+        try:
+            with self._step("seal"):
+                return await finish(asyncio.to_thread(draft.commit, manifest, known_hashes(manifest.names, NAMES)))
+        except asyncio.CancelledError:
+            with contextlib.suppress(OSError):
+                await finish(asyncio.to_thread(self._site.runtime.snapshots.remove, "session", self.id))
+            raise
+
+    async def _thaw(self) -> bool:
+        """Let the session go on in its container. False: it cannot."""
+        if self._gone or not self._frozen:
+            return not self._gone
+        body, running = self._body, self._running
+        try:
+            if self._detached:
+                await body.link.unlisten()
+                await body.link.listen(self._prepared.socket_path)
+                await self._talk.hello(running.container, self._site.limits.hello_seconds)
+                body.link.start_pings()
+            thaw = start_message(running, restored=True)
+            await self._talk.ask(
+                running.container, thaw, RunnerReady, self._site.limits.ready_seconds, "did not go on after that"
+            )
+        except (CellburstError, OSError) as why:
+            log.error("a session could not go on", extra={"container": body.id, "why": str(why)})
+            return False
+        body.outbound.layer = running.layer
+        return True
+
+
+async def _flush(folder: Path) -> None:
+    """Bring to disk what the engine writes, while it writes: the seal then has little to wait for."""
+    while True:
+        await finish(asyncio.to_thread(_flush_files, folder))
+        await asyncio.sleep(FLUSH_SECONDS)
+
+
+def _flush_files(folder: Path) -> None:
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError), open(path, "rb") as file:  # it is tried again, and told, by the seal
+            os.fdatasync(file.fileno())
+
+
+def parked_info(manifest: Manifest) -> ParkedInfo:
+    """What lists and the gateway are told of a parked session."""
+    return ParkedInfo(
+        id=manifest.id, session=manifest.session, kind="snapshot" if manifest.key else "names",
+        size_bytes=manifest.size_bytes, names=[name for group in manifest.names for name in group.names],
+        lost=list(manifest.lost), parked_unix_seconds=manifest.parked_unix_seconds,
+    )  # fmt: skip
+
+
+def _list(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN_FILES} more" if len(names) > SHOWN_FILES else ""
+    return ", ".join(names[:SHOWN_FILES]) + more

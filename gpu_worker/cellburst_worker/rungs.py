@@ -1,0 +1,64 @@
+"""Which way a container comes up: the fastest that can be, and after a failure the next one below it. Pure.
+
+    parked snapshot ──▶ template of the image ──▶ boot
+    (names are there)   (names by value, if parked)
+
+A rung that failed is never tried again for the same container; a boot that failed is the end of the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from cellburst_protocol.messages import StartKind
+
+Rung = Literal["snapshot", "template", "boot"]
+ORDER: tuple[Rung, ...] = ("snapshot", "template", "boot")
+RESTORE_SECONDS = 20.0  # a restore takes under 2 s; one that takes ten times that hangs, and a boot is quicker
+SHOWN_DIFFERENCES = 3  # parts of two keys that are named in a sentence
+
+
+class Rungs:
+    """The rungs of one start. `parked`: the request names a parked session whose names are here by value at least."""
+
+    def __init__(self, *, snapshot: bool, template: bool, parked: bool) -> None:
+        self._usable: dict[Rung, bool] = {"snapshot": snapshot, "template": template, "boot": True}
+        self._parked = parked
+        self.failures: list[tuple[Rung, str]] = []
+
+    def next(self) -> Rung:
+        """The rung to try now."""
+        return next(rung for rung in ORDER if self._usable[rung])
+
+    def failed(self, rung: Rung, why: str) -> bool:
+        """The rung did not work. False: there is none below it, the start has failed."""
+        self.failures.append((rung, why))
+        if rung == "boot":
+            return False
+        self._usable[rung] = False
+        return True
+
+    def kind(self, rung: Rung) -> StartKind:
+        """What a container that came up by this rung is called."""
+        if rung == "snapshot":
+            return "snapshot"
+        return "names" if self._parked else rung
+
+
+def detail(rung: Rung) -> str:
+    """What the phase of a restore says it restored."""
+    return "session" if rung == "snapshot" else "template"
+
+
+def unusable(rung: Rung, why: str) -> str:
+    """What the phase of a restore says when it did not work."""
+    return f"{rung} unusable: {why}"
+
+
+def difference(mine: Mapping[str, str], here: Mapping[str, str]) -> str:
+    """Why a snapshot with the key parts `mine` cannot be restored into a container with the parts `here`; "" if it can."""
+    names = [name for name in sorted({*mine, *here}) if mine.get(name) != here.get(name)]
+    told = [f"{name} was {mine.get(name) or 'not there'}, is {here.get(name) or 'not there'}" for name in names]
+    more = f" and {len(told) - SHOWN_DIFFERENCES} more" if len(told) > SHOWN_DIFFERENCES else ""
+    return "; ".join(told[:SHOWN_DIFFERENCES]) + more

@@ -1,0 +1,259 @@
+"""How a container comes up: by the fastest rung that works (see `rungs.py`), with a parked session's names if it has one.
+
+    look at the parked bytes -> prepare -> { restore or boot -> enter } until a rung works -> names by value -> ready
+
+A rung that fails is cleared away entirely and the next one is prepared anew, so that nothing of it can be in the way. The
+parked bytes are not touched: the layer's store is a copy, and who started this removes them when the gateway knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from cellburst_protocol.errors import CellburstError, ErrorCode, error
+from cellburst_protocol.messages import (
+    ContainerReady,
+    Phase,
+    PhaseTime,
+    RemoteName,
+    RunnerHello,
+    RunnerLoadNames,
+    RunnerNamesLoaded,
+    RunnerReady,
+    StartKind,
+)
+from cellburst_runtime.runtime import STORES
+from cellburst_runtime.snapshot_manifest import NAMES, Manifest, SnapshotUnusable
+
+from .body import Body, start_message
+from .parked_names import lost_names, show
+from .rungs import RESTORE_SECONDS, Rung, Rungs, detail, difference, unusable
+from .site import Prepared
+
+FORKED = "fork server"  # what the phase of a boot says that was none
+LOAD_SECONDS = 120.0  # 1 GB of names from a cold disk
+
+log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+PhaseName = Literal["image", "restore", "boot", "enter", "values"]
+
+
+@dataclass
+class Parked:
+    """What is here of the session that the request names. `why_not`: why its snapshot cannot be restored, "" if it may."""
+
+    manifest: Manifest
+    why_not: str = ""
+
+
+class Starting:
+    """One start."""
+
+    def __init__(self, body: Body) -> None:
+        self._body = body
+        self._site = body.site
+        self._parked: Parked | None = None
+        self._template: Manifest | None = None
+        self._notes: list[str] = []
+        self._talk = body.talk("started")
+
+    async def run(self) -> ContainerReady:
+        """Bring it up. Raises the error tree when not even a boot worked; `body` then has what must be removed."""
+        await self._look()
+        prepared = await self._phase("image", self._prepare())
+        rungs = await self._rungs(prepared)
+        while True:
+            rung = rungs.next()
+            try:
+                hello, ready = await self._climb(rung)
+                break
+            except SnapshotUnusable as why:
+                rungs.failed(rung, why.reason)  # nothing was begun with it
+            except (CellburstError, OSError) as why:
+                if not rungs.failed(rung, str(why)):
+                    raise
+                log.warning("a restore failed", extra={"container": self._body.id, "rung": rung, "why": str(why)})
+                await asyncio.to_thread(self._site.runtime.snapshots.failed, prepared.snapshot_key)
+                await self._clear_away()
+                prepared = await self._prepare()
+        if rung != "boot":
+            await asyncio.to_thread(self._site.runtime.snapshots.succeeded, prepared.snapshot_key)
+        kind, lost = await self._give_names(rungs.kind(rung), rung)
+        running = self._body.running
+        assert running is not None
+        if kind == "boot" and running.forked:
+            kind = "template"
+        notes = [*self._notes, *running.notes, *running.container.notes, *ready.notes]
+        return ContainerReady(
+            engine=running.engine, network=running.network, phases=self._body.phases, notes=[*dict.fromkeys(notes)],
+            python_version=hello.python_version, start=kind, lost=lost,
+        )  # fmt: skip
+
+    # -- what there is ---------------------------------------------------------------------------------------------
+
+    async def _look(self) -> None:
+        """Find the parked session's bytes."""
+        id = self._body.request.parked
+        manifest = await asyncio.to_thread(self._site.runtime.snapshots.parked, id) if id else None
+        if manifest is not None:
+            self._parked = Parked(manifest)
+        elif id:
+            self._notes.append("The parked session is not on this machine any more: its names are gone.")
+
+    async def _rungs(self, prepared: Prepared) -> Rungs:
+        parked, key = self._parked, self._body.snapshot_key
+        if parked is not None and parked.manifest.key:
+            if not parked.why_not and parked.manifest.key != key:
+                differs = difference(parked.manifest.key_parts, prepared.key_parts) if key else ""
+                parked.why_not = differs or "this container's engine restores none"
+            if not parked.why_not and self._site.runtime.snapshots.disabled(key):
+                parked.why_not = "restoring failed too often here"
+            if parked.why_not:
+                self._told("restore", 0.0, unusable("snapshot", parked.why_not))
+        self._template = await asyncio.to_thread(self._site.runtime.snapshots.template, key) if key else None
+        return Rungs(
+            snapshot=parked is not None and bool(parked.manifest.key) and not parked.why_not,
+            template=self._template is not None,
+            parked=parked is not None,
+        )
+
+    # -- one rung --------------------------------------------------------------------------------------------------
+
+    async def _prepare(self) -> Prepared:
+        body, store = self._body, None
+        if self._parked is not None:
+            store = await asyncio.to_thread(self._copy_store, self._parked)
+        try:
+            prepared = await self._site.runtime.prepare(body.request, store_image=store)
+        finally:
+            if store is not None:
+                store.unlink(missing_ok=True)  # not taken
+        body.prepared = prepared
+        body.outbound.folder = prepared.folder
+        await body.link.listen(prepared.socket_path)
+        return prepared
+
+    def _copy_store(self, parked: Parked) -> Path | None:
+        snapshots = self._site.runtime.snapshots
+        try:
+            return snapshots.store_copy(parked.manifest, snapshots.folder.parent / STORES)
+        except SnapshotUnusable as why:
+            parked.why_not = parked.why_not or why.reason
+            self._notes.append(f"The files that the session wrote are gone: {why.reason}.")
+            return None
+
+    async def _climb(self, rung: Rung) -> tuple[RunnerHello, RunnerReady]:
+        if rung == "boot":
+            hello = await self._phase("boot", self._come_up(None))
+            return hello, await self._phase("enter", self._enter(restored=False, reseed=False))
+        manifest = self._parked.manifest if rung == "snapshot" and self._parked is not None else self._template
+        assert manifest is not None
+        self._body.outbound.restoring = True
+        try:
+            async with asyncio.timeout(RESTORE_SECONDS):
+                hello = await self._phase("restore", self._restore(manifest), rung)
+                entering = self._enter(restored=True, reseed=rung == "template")
+                return hello, await self._phase("enter", entering, rung)
+        except TimeoutError:
+            raise error(ErrorCode.START_FAILED, f"it was not up within {RESTORE_SECONDS:g} s") from None
+        finally:
+            self._body.outbound.restoring = False
+
+    async def _restore(self, manifest: Manifest) -> RunnerHello:
+        snapshots = self._site.runtime.snapshots
+        try:
+            await asyncio.to_thread(snapshots.check, manifest, checkpoint=True)
+        except SnapshotUnusable as why:
+            log.warning("a snapshot is unusable", extra={"kind": manifest.kind, "id": manifest.id, "why": why.reason})
+            if manifest.kind == "template":  # what it stood on has changed for good: the next boot makes another
+                await asyncio.to_thread(snapshots.remove, "template", manifest.id)
+            raise
+        return await self._come_up(snapshots.checkpoint(manifest))
+
+    async def _come_up(self, checkpoint: Path | None) -> RunnerHello:
+        body = self._body
+        assert body.prepared is not None
+        body.running = running = await body.prepared.start(checkpoint)
+        body.outbound.layer = running.layer
+        hello = await self._talk.hello(running.container, self._site.limits.hello_seconds)
+        body.link.start_pings()
+        return hello
+
+    async def _enter(self, *, restored: bool, reseed: bool) -> RunnerReady:
+        running = self._body.running
+        assert running is not None
+        start = start_message(running, restored=restored, reseed=reseed)
+        seconds = self._site.limits.ready_seconds
+        ready, _ = await self._talk.ask(running.container, start, RunnerReady, seconds, "its executor did not start")
+        return ready
+
+    async def _clear_away(self) -> None:
+        """Remove what a failed rung left."""
+        body = self._body
+        await body.link.unlisten()
+        body.outbound.layer, body.outbound.folder = None, None
+        running, body.running = body.running, None
+        if running is not None:
+            await running.container.remove()
+        elif body.prepared is not None:
+            await body.prepared.remove()
+
+    # -- names -----------------------------------------------------------------------------------------------------
+
+    async def _give_names(self, kind: StartKind, rung: Rung) -> tuple[StartKind, list[RemoteName]]:
+        """After a rung that has not the session's memory: give it the names by value. Returns how it came up after all, and
+        the names that did not come back. A start does not fail for want of names."""
+        if kind != "names" or self._parked is None:
+            return kind, []
+        manifest = self._parked.manifest
+        try:
+            lost = await self._phase("values", self._load(manifest)) if manifest.names else []
+        except (CellburstError, OSError, SnapshotUnusable) as why:
+            if not self._body.link.connected.is_set():
+                raise  # the container is gone: the start has failed
+            log.warning("parked names were not taken", extra={"container": self._body.id, "why": str(why)})
+            self._notes.append(f"The names of the parked session cannot be used: {why}.")
+            return ("template" if rung == "template" else "boot"), [
+                *manifest.lost,
+                *lost_names(manifest.names, str(why)),
+            ]
+        return kind, [*manifest.lost, *lost]
+
+    async def _load(self, manifest: Manifest) -> list[RemoteName]:
+        running, prepared = self._body.running, self._body.prepared
+        assert running is not None and prepared is not None
+        snapshots = self._site.runtime.snapshots
+        await asyncio.to_thread(snapshots.check, manifest, checkpoint=False)
+        folder = snapshots.path(manifest) / NAMES
+        buffers = await asyncio.to_thread(show, manifest.names, folder, prepared.folder / "var" / "in")
+        question, what = RunnerLoadNames(groups=manifest.names), "did not take its names"
+        loaded, _ = await self._talk.ask(running.container, question, RunnerNamesLoaded, LOAD_SECONDS, what, buffers)
+        return loaded.lost
+
+    # -- phases ----------------------------------------------------------------------------------------------------
+
+    async def _phase(self, name: PhaseName, work: Coroutine[Any, Any, _T], rung: Rung | None = None) -> _T:
+        """Do one phase; its begin and end are events. One of a restore says which, or why it did not work."""
+        began = self._site.clock.monotonic()
+        self._body.outbound.emit(Phase(name=name), self._body.request.prepare_call)
+        try:
+            result = await work
+        except (CellburstError, OSError, SnapshotUnusable, asyncio.CancelledError) as why:
+            if rung is not None:
+                text = str(why) or f"it was not up within {RESTORE_SECONDS:g} s"
+                self._told(name, self._site.clock.monotonic() - began, unusable(rung, text))
+            raise
+        what = detail(rung) if name == "restore" and rung else ""
+        if name == "boot" and self._body.running is not None and self._body.running.forked:
+            what = FORKED
+        self._told(name, self._site.clock.monotonic() - began, what)
+        return result
+
+    def _told(self, name: PhaseName, seconds: float, detail: str) -> None:
+        self._body.phases.append(PhaseTime(name=name, seconds=seconds, detail=detail))
+        self._body.outbound.emit(Phase(name=name, seconds=seconds, detail=detail), self._body.request.prepare_call)
