@@ -5,8 +5,8 @@ from __future__ import annotations
 import html
 from collections import deque
 from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
 
+from cellburst.money import usd_text
 from cellburst_protocol.messages import CallEnded, ContainerInfo, PhaseTime, UsageReport
 from cellburst_protocol.states import CallState
 
@@ -43,6 +43,7 @@ class CardModel:
     memory: deque[float] = field(default_factory=lambda: deque(maxlen=POINTS))
     gpu: deque[float] = field(default_factory=lambda: deque(maxlen=POINTS))
     notes: list[str] = field(default_factory=list)
+    resumed: bool = False  # the container came back from where its session was parked
     running_since: float | None = None
     ended: CallEnded | None = None
 
@@ -113,7 +114,12 @@ class CardModel:
         return f"starting {_seconds(now - self.began)}"
 
     def started(self) -> str:
-        """The phases that a start took."""
+        """The phases that a start took; of a parked session that came back, how long that took in all."""
+        if self.resumed:
+            waited = self.phases.get("queue", 0)
+            took = sum(self.phases.get(name, 0) for name in START_PHASES if name != "queue")
+            first = f"{PHASE_WORDS['queue']} {_seconds(waited)}, " if waited >= 0.05 else ""
+            return f"{first}resumed in {_seconds(took)}"
         shown = [f"{PHASE_WORDS[n]} {_seconds(self.phases[n])}" for n in START_PHASES if self.phases.get(n, 0) >= 0.005]
         return ", ".join(shown)
 
@@ -122,12 +128,12 @@ class CardModel:
         rate = self.usage.usd_per_second if self.usage is not None else ""
         rate = rate or (self.container.usd_per_second if self.container is not None else "0")
         spent = self.ended.cost_usd if self.ended is not None else self.usage.call_cost_usd if self.usage else "0"
-        return f"{_usd(spent)} at {_usd(rate, per_hour=True)}/h"
+        return f"{usd_text(spent)} at {usd_text(rate, per_hour=True)}/h"
 
     def line(self, now: float, *, short: bool = False) -> str:
         """The card as one line of text; `short` gives a start's phases as one figure."""
         started = self.started()
-        if short and "," in started:
+        if short and "," in started and not self.resumed:
             started = f"started in {_seconds(sum(self.phases.get(name, 0) for name in START_PHASES))}"
         parts = [self.hardware(), self.place(), started, self.status(now)]
         if self.container is not None:
@@ -194,13 +200,3 @@ def _seconds(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def _usd(text: str, *, per_hour: bool = False) -> str:
-    try:
-        amount = Decimal(text or "0") * (3600 if per_hour else 1)
-    except InvalidOperation:
-        return "$?"
-    if amount >= Decimal("0.1") or amount == 0:
-        return f"${amount:.2f}"
-    return f"${amount:.4f}" if amount >= Decimal("0.0001") else "<$0.0001"

@@ -6,9 +6,11 @@ check the syntax -> connect, open the session -> read and pickle its names -> Ru
 from __future__ import annotations
 
 import ast
+import platform
 import uuid
 from typing import Any
 
+from cellburst.parked import parked_now_text
 from cellburst_protocol.errors import CellburstError, ErrorCode, error
 from cellburst_protocol.messages import RunCell
 from cellburst_protocol.resources import Resources
@@ -108,14 +110,33 @@ def _open(notebook: Notebook, options: CellOptions, card: Card) -> RemoteSession
     hub.connect(progress)
     assert hub.welcome is not None
     check_timeout(options, hub.welcome.max_timeout_seconds)
+    _leave_if_ended(notebook, options.session)
     session = hub.session(options.session)
+    card.model.asked = asked(options.in_session(session.goes_on, session.resources) or options.resources)
     card.model.container = session.info.container if session.info is not None else None
     earlier = session.info.superseded if session.info is not None else None
     if earlier is not None and earlier.id not in notebook.offered:
         notebook.offered.add(earlier.id)
         held = f" with {', '.join(earlier.names[:8])}" if earlier.names else ""
-        tell(f"session {options.session!r} of before the restart is kept for a while{held}: `%modal attach`")
+        kept = f"parked ({parked_now_text(earlier.parked)})" if earlier.parked is not None else "kept for a while"
+        tell(f"session {options.session!r} of before the restart is {kept}{held}: `%modal attach`")
     return session
+
+
+def _leave_if_ended(notebook: Notebook, name: str) -> None:
+    """A session that was stopped elsewhere, or expired, is given up for a new one."""
+    session = notebook.hub.sessions.get(name)
+    if session is None or not session.has_ended:
+        return
+    lost = sorted(session.there)
+    names = f": {', '.join(lost[:10])}" if lost else ""
+    tell(
+        f"session {name!r} has ended; this cell starts a new one. Names that lived there are gone{names}", warning=True
+    )
+    session.close()
+    if session.names is not None:
+        session.names.container_lost()
+    notebook.forget(session)
 
 
 def _call(
@@ -129,7 +150,7 @@ def _call(
     request = RunCell(
         call=uuid.uuid4().hex,
         code=code,
-        resources=options.in_session(bool(session.container_id), session.resources),
+        resources=options.in_session(session.goes_on, session.resources),
         image=mirror,
         header=header,
         metadata={key: value for key, value in (parent.get("metadata") or {}).items() if _plain(value)},
@@ -141,6 +162,7 @@ def _call(
         bound=ready.bound,
         used=ready.used,
         deleted=ready.deleted,
+        python_version=platform.python_version(),
         detach=options.detach,
     )
     return CellRun(request, ready.buffers, header=header)

@@ -52,6 +52,7 @@ class DetachedCell:
         self._scheduled = False
         self._queue: SimpleQueue[Item] | None = None
         self.ended: CallEnded | None = None
+        self._ended_sequence = 0  # acknowledged when it was brought home: a kernel that attaches later shows it if not
 
     # -- main thread -----------------------------------------------------------------------------------------------
 
@@ -85,6 +86,7 @@ class DetachedCell:
         for item, _ in self._items:
             if not isinstance(item.message, IOPub | NamesNeeded | CallEnded | CellRefused | Failed):
                 self.follower.take(item)
+        session.ack(self._ended_sequence)
         try:
             self.follower.conclude(self.ended)
         except CellburstError as problem:
@@ -114,14 +116,14 @@ class DetachedCell:
         if isinstance(message, NamesNeeded):
             asyncio.get_running_loop().run_in_executor(None, self.follower.answer_names, message)
         elif isinstance(message, CallEnded):
-            self.ended = message
+            self.ended, self._ended_sequence = message, item.sequence
             self._status = f"ended: {message.reason.value}, ran {message.run_seconds:.1f} s"
         elif isinstance(message, Failed | CellRefused):
             problem = message.error.info if isinstance(message, Failed) else message.error
             self._status = problem.text()
             self._notebook.detached.pop(self.follower.session.name, None)
             self.follower.session.finished(self.follower.run)
-        if item.sequence:
+        if item.sequence and not isinstance(message, CallEnded):
             self.follower.session.ack(item.sequence)
         if not self._scheduled:
             self._scheduled = True

@@ -48,6 +48,7 @@ from .session import CellRun, Failed, Item, LinkState, RemoteSession, ended_with
 
 POLL_SECONDS = 0.1
 ACK_EVERY = 256  # events; also whenever nothing waits
+SHOWN_NAMES = 10
 RECONNECTING_SECONDS = 2.0  # a shorter gap is not worth a line
 _OF_ANY_CALL = (IOPub, ContainerStarted, ContainerEnded, Notice)  # an earlier call's threads may still print
 _STOPPED = frozenset({EndReason.INTERRUPTED, EndReason.CANCELLED})
@@ -207,8 +208,9 @@ class Follower:
             case ContainerReady(phases=phases, notes=notes):
                 model.took(phases)
                 model.note(notes)
-            case ContainerEnded():
-                self.notebook.comms(self.session).close_all()
+            case ContainerEnded(reason=reason):
+                if reason is not EndReason.PARKED:  # else its widgets may come back with it
+                    self.notebook.comms(self.session).close_all()
                 return
             case CellStarted():
                 model.running_since = now
@@ -226,13 +228,14 @@ class Follower:
         model.container = started.container
         model.took(started.phases)
         model.note(started.container.notes)
-        if started.names_lost:
-            lost = sorted(self.session.there)
-            which = f": {', '.join(lost[:10])}" if lost else ""
-            tell(f"the session's earlier container is gone, and the names that lived there{which}", warning=True)
-            self.session.there.clear()
+        model.resumed = started.start in ("snapshot", "names")
+        for line in started_lines(started, sorted(self.session.there)):
+            tell(line, warning=True)
+        if started.start != "snapshot":
             self.notebook.comms(self.session).close_all()
-        self.names.container_started()
+            for name in list(self.session.there) if started.names_lost else [lost.name for lost in started.lost]:
+                self.session.there.pop(name, None)
+        self.names.container_started(started)
         line = first_use_line(started.container, self.notebook.hub.embedded)
         if line:
             tell(line)
@@ -294,6 +297,23 @@ class Follower:
                 raise shown(broken) from None
         for line in self.names.write_back(done, inline):
             tell(line)
+
+
+def started_lines(started: ContainerStarted, there: list[str]) -> list[str]:
+    """What a session lost with its last container, if it did: a line, and one for each name that did not come back."""
+    if started.names_lost:
+        which = f": {', '.join(there[:SHOWN_NAMES])}" if there else ""
+        return [f"the session's earlier container is gone, and the names that lived there{which}"]
+    lines = []
+    if started.start == "names":
+        why = next((f" ({phase.detail})" for phase in started.phases if "unusable" in phase.detail), "")
+        lines.append(f"the session came back with its names only{why}: its threads, open files and widgets are gone")
+    for name in started.lost[:SHOWN_NAMES]:
+        why = name.detail.removeprefix(f"{name.name}: ").removeprefix(f"{name.type}: ")
+        lines.append(f"did not come back: {name.name} ({name.type})" + (f": {why}" if why else ""))
+    if len(started.lost) > SHOWN_NAMES:
+        lines.append(f"did not come back: {len(started.lost) - SHOWN_NAMES} more names")
+    return lines
 
 
 def _ordinal(position: int) -> str:

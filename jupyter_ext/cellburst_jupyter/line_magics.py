@@ -1,4 +1,4 @@
-"""`%modal status|stop|restart|attach|names|logs|cost|get FILE|put FILE [session=NAME]`."""
+"""`%modal status|stop|restart|park|attach|names|logs|cost|get [FILE]|put FILE [session=NAME]`."""
 
 from __future__ import annotations
 
@@ -7,31 +7,37 @@ import difflib
 import secrets
 import shlex
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 from pathlib import Path, PurePosixPath
 
 import msgspec
 from blake3 import blake3
 
+from cellburst.money import usd_text
+from cellburst.parked import parked_now_text, parked_text
+from cellburst.sizes import size_text
 from cellburst_protocol.errors import ErrorCode, error
 from cellburst_protocol.messages import (
     CostReport,
+    FileChange,
     FindSession,
     GetCost,
     GetLogs,
     GetStatus,
     Logs,
+    ParkSession,
     RemoteName,
     SessionFound,
+    SessionParked,
     SessionRow,
     Status,
     StopSession,
 )
 from cellburst_protocol.states import SessionState
 
-from .cell_names import size_text
+from .cell_names import quoted
 from .completion import SUBCOMMANDS
 from .hub import KERNEL_ID
 from .notebook import Notebook
@@ -39,6 +45,8 @@ from .publish import tell
 from .session import RemoteSession
 
 FILE_SECONDS = 600.0
+PARK_SECONDS = 600.0  # tens of GB of memory go to a slow disk in that time
+SHOWN_NAMES = 10
 
 
 @dataclass(frozen=True)
@@ -66,16 +74,13 @@ def parse_line(line: str) -> LineOptions:
     if command not in SUBCOMMANDS:
         near = difflib.get_close_matches(command, SUBCOMMANDS, n=1, cutoff=0.4)
         hint = f"did you mean `%modal {near[0]}`?" if near else "`%modal status` shows what runs"
-        if command == "park":
-            raise error(
-                ErrorCode.NOT_YET, "%modal park is not in this version", next="`%modal stop` frees what is held"
-            )
         what = f"%modal {command} is not known"
         raise error(ErrorCode.BAD_ARGUMENT, what, allowed=", ".join(SUBCOMMANDS), next=hint)
-    wants_file = command in ("get", "put")
-    if wants_file != (len(rest) > 1):
-        what = f"%modal {command} needs a file" if wants_file else f"%modal {command} takes no {' '.join(rest[1:])!r}"
-        raise error(ErrorCode.BAD_ARGUMENT, what, next=f"for example `%modal {command}{' results.csv' * wants_file}`")
+    if command == "put" and len(rest) == 1:
+        raise error(ErrorCode.BAD_ARGUMENT, "%modal put needs a file", next="for example `%modal put results.csv`")
+    if command not in ("get", "put") and len(rest) > 1:
+        what = f"%modal {command} takes no {' '.join(rest[1:])!r}"
+        raise error(ErrorCode.BAD_ARGUMENT, what, next=f"for example `%modal {command}`")
     return LineOptions(command, tuple(rest[1:]), session)
 
 
@@ -83,7 +88,7 @@ def run_line(notebook: Notebook, line: str) -> None:
     """Run one `%modal` line. Raises CellburstError."""
     options = parse_line(line)
     commands: dict[str, Callable[[Notebook, LineOptions], None]] = {
-        "status": _status, "stop": _stop, "restart": _restart, "attach": _attach, "names": _names, "logs": _logs,
+        "status": _status, "stop": _stop, "restart": _restart, "park": _park, "attach": _attach, "names": _names, "logs": _logs,
         "cost": _cost, "get": _get, "put": _put,
     }  # fmt: skip
     commands[options.command](notebook, options)
@@ -120,7 +125,11 @@ def _row_text(row: SessionRow) -> str:
             f"{box.cpu:g} cores, {box.memory_mib / 1024:g} GiB",
             f"{box.engine} on {box.machine or box.worker}",
         ]
-        parts.append(f"{_usd(row.cost_usd)} so far, {_usd(box.usd_per_second, 3600)}/h")
+        parts.append(f"{usd_text(row.cost_usd)} so far, {usd_text(box.usd_per_second, per_hour=True)}/h")
+    elif row.parked is not None:
+        parts += [parked_text(row.parked, time.time()), "costs nothing"]
+    elif row.state is SessionState.PARKED:
+        parts.append("what was kept is gone from its worker: the next cell starts without its names")
     if row.names:
         parts.append(f"names: {', '.join(row.names[:10])}{', …' if len(row.names) > 10 else ''}")
     return " · ".join(parts)
@@ -142,6 +151,26 @@ def _stop(notebook: Notebook, options: LineOptions) -> None:
 def _restart(notebook: Notebook, options: LineOptions) -> None:
     _stop(notebook, options)
     tell("the next %%modal cell gets a fresh container")
+
+
+def _park(notebook: Notebook, options: LineOptions) -> None:
+    row = _find(notebook, options.session)
+    answer = notebook.hub.request(ParkSession(session=row.id), timeout_seconds=PARK_SECONDS)
+    assert isinstance(answer, SessionParked)
+    for line in park_lines(answer):
+        tell(line)
+
+
+def park_lines(answer: SessionParked) -> list[str]:
+    """What is said of a session that was parked."""
+    parked = answer.parked
+    lines = [f"Parked: {parked_now_text(parked)}; nothing runs, nothing costs. The next cell brings it back."]
+    if parked.kind == "names":
+        lines.append("only its names are kept: threads, open files and widgets do not come back")
+        lines += [f"cannot come back: {lost.name} ({lost.type})" for lost in parked.lost[:SHOWN_NAMES]]
+        if len(parked.lost) > SHOWN_NAMES:
+            lines.append(f"cannot come back: {len(parked.lost) - SHOWN_NAMES} more names")
+    return [*lines, *answer.notes]
 
 
 def _find(notebook: Notebook, name: str) -> SessionRow:
@@ -168,8 +197,9 @@ def _open(notebook: Notebook, name: str) -> RemoteSession:
     _find(notebook, name)
     session = notebook.hub.session(name)
     if not session.container_id:
-        what = f"session {name!r} has no container now"
-        raise error(ErrorCode.NOT_FOUND, what, next="the next %%modal cell starts one")
+        what = f"session {name!r} {'is parked' if session.goes_on else 'has no container now'}"
+        then = "brings it back" if session.goes_on else "starts one"
+        raise error(ErrorCode.NOT_FOUND, what, next=f"the next %%modal cell {then}")
     return session
 
 
@@ -199,24 +229,41 @@ def _cost(notebook: Notebook, options: LineOptions) -> None:
     report = notebook.hub.request(GetCost(notebook=notebook.hub.notebook))
     assert isinstance(report, CostReport)
     for line in report.lines:
-        state = f"running at {_usd(line.usd_per_second, 3600)}/h" if line.running else "ended"
-        _print(f"{line.name:<12} {_usd(line.usd):>10}  {line.seconds:8.0f} s  {line.what}  {state}")
-    _print(f"{'in all':<12} {_usd(report.total_usd):>10}  {report.price_note or 'reference prices'}")
+        state = "" if line.what == "parked" else "ended"
+        if line.running:
+            state = f"running at {usd_text(line.usd_per_second, per_hour=True)}/h"
+        _print(f"{line.name:<12} {usd_text(line.usd):>10}  {line.seconds:8.0f} s  {line.what}  {state}")
+    _print(f"{'in all':<12} {usd_text(report.total_usd):>10}  {report.price_note or 'reference prices'}")
 
 
 def _get(notebook: Notebook, options: LineOptions) -> None:
     session = _open(notebook, options.session)
+    if not options.words:
+        _list_files(session)
     for path in options.words:
         reply, buffers = session.side("file_get", {"path": path}, timeout_seconds=FILE_SECONDS)
         blob = reply.blob
         if blob is None:
             raise error(
-                ErrorCode.NOT_FOUND, f"there is no file {path!r} in the session", next="`%modal get` takes a file"
+                ErrorCode.NOT_FOUND, f"there is no file {path!r} in the session", next="`%modal get` lists the files"
             )
         data = buffers[0] if blob.at == "inline" else notebook.hub.blobs.get(blob.hash, blob.size_bytes)
         target = local_path(notebook.hub.folder, path)
         write_file(target, data)
         tell(f"{path} is here now: {target} ({size_text(blob.size_bytes)})")
+
+
+def _list_files(session: RemoteSession) -> None:
+    reply, _ = session.side("file_list", timeout_seconds=FILE_SECONDS)
+    found = msgspec.convert(reply.content.get("files") or [], list[FileChange])
+    written = [file for file in found if not file.deleted]
+    if not found:
+        _print(f"session {session.name!r} has written no files")
+    width = max((len(file.path) for file in found), default=0)
+    for file in found:
+        _print(f"{file.path:<{width}}  {'deleted there only' if file.deleted else size_text(file.size_bytes)}")
+    if written:
+        _print(f"`%modal get {quoted(written[0].path)}` brings that one here")
 
 
 def _put(notebook: Notebook, options: LineOptions) -> None:
@@ -232,6 +279,7 @@ def _put(notebook: Notebook, options: LineOptions) -> None:
         notebook.hub.blobs.put(hash, data)
         path = str(PurePosixPath(word)) if not Path(word).expanduser().is_absolute() else source.name
         session.side("file_put", {"path": path, "hash": hash, "size_bytes": len(data)}, timeout_seconds=FILE_SECONDS)
+        session.files_told.pop(path, None)  # it is told again once it was changed there
         tell(f"{word} is in the session as {path} ({size_text(len(data))})")
 
 
@@ -257,14 +305,6 @@ def write_file(target: Path, data: bytes | bytearray | memoryview) -> None:
         raise error(
             code, f"{target} could not be written: {why.strerror}", next="the file is still in the session"
         ) from None
-
-
-def _usd(text: str, times: int = 1) -> str:
-    try:
-        amount = Decimal(text or "0") * times
-    except InvalidOperation:
-        return "$?"
-    return f"${amount:.2f}" if amount == 0 or amount >= Decimal("0.1") else f"${amount:.4f}"
 
 
 def _print(text: str) -> None:

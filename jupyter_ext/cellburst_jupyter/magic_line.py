@@ -30,6 +30,7 @@ KEYS: dict[str, str] = {
     "memory": "memory of the container: 16GiB",
     "cpu": "cores: 4, 0.5",
     "timeout": "longest the cell may run: 30m, 2h",
+    "scaledown_window": "idle time after which the session is parked: 10m, 2h (5m unless you say so)",
     "session": "name of the session: its names stay from cell to cell",
     "network": "outbound (default) or none",
     "in": "send only these names: in=x,y",
@@ -40,7 +41,7 @@ KEYS: dict[str, str] = {
     "card": "on (default) or off: the card above the output",
 }
 FLAGS = frozenset({"detach"})
-RESOURCE_KEYS = frozenset({"gpu", "memory", "cpu", "network", "timeout", "budget"})
+RESOURCE_KEYS = frozenset({"gpu", "memory", "cpu", "network", "timeout", "budget", "scaledown_window"})
 T = TypeVar("T")
 # What DESIGN section 5 promises and this version does not have yet.
 NOT_YET: dict[str, str] = {
@@ -52,6 +53,7 @@ NOT_YET: dict[str, str] = {
 _SESSION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 # A timeout is checked against the gateway's own limit once it is known; this only keeps the number sane.
 _ANY_TIMEOUT_SECONDS = 3650 * 86400.0
+_LONGEST_IDLE_SECONDS = 30 * 86400.0
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class CellOptions:
     def in_session(self, has_container: bool, running: Resources | None) -> Resources | None:
         """What to ask for in a session: what the line leaves out stays as its container has it.
 
-        `running` is what the container was asked for, None when another kernel did; a line that asks for nothing then
+        `running` is what the container was asked for, None when that is not known; a line that asks for nothing then
         asks for None, which is what there is.
         """
         if not has_container:
@@ -84,6 +86,9 @@ class CellOptions:
             cpu=asked.cpu if "cpu" in self.given else running.cpu,
             memory_mib=asked.memory_mib if "memory" in self.given else running.memory_mib,
             network=asked.network if "network" in self.given else running.network,
+            scaledown_seconds=asked.scaledown_seconds
+            if "scaledown_window" in self.given
+            else running.scaledown_seconds,
             timeout_seconds=asked.timeout_seconds,
             budget_usd=asked.budget_usd,
         )
@@ -198,6 +203,7 @@ def _resources(line: str, values: dict[str, _Item], extra: tuple[str, ...]) -> R
         memory_mib=_parsed(line, values.get("memory"), parse_memory_mib, default.memory_mib),
         cpu=_parsed(line, values.get("cpu"), parse_cpu, default.cpu),
         timeout_seconds=_parsed(line, values.get("timeout"), _timeout, default.timeout_seconds),
+        scaledown_seconds=_parsed(line, values.get("scaledown_window"), _scaledown, default.scaledown_seconds),
         budget_usd=_parsed(line, values.get("budget"), _budget, default.budget_usd),
         network=_network(line, values.get("network")),
     )
@@ -205,6 +211,10 @@ def _resources(line: str, values: dict[str, _Item], extra: tuple[str, ...]) -> R
 
 def _timeout(text: str) -> float | None:
     return parse_seconds(text, "timeout", _ANY_TIMEOUT_SECONDS)
+
+
+def _scaledown(text: str) -> float:
+    return parse_seconds(text, "scaledown_window", _LONGEST_IDLE_SECONDS)
 
 
 def _budget(text: str) -> str | None:

@@ -109,15 +109,22 @@ class Notebook:
 
     def _late(self, session: RemoteSession, item: Item) -> None:
         """On the loop: an event of no running cell (a thread that still prints, a widget's answer, the container's end)."""
-        from cellburst_protocol.messages import ContainerEnded, IOPub
+        from cellburst_protocol.messages import ContainerEnded, ContainerStarted, IOPub
+        from cellburst_protocol.states import EndReason
 
         from .publish import read_message
         from .relay import show_raw
 
         try:
             if isinstance(item.message, ContainerEnded):
+                if item.message.reason is not EndReason.PARKED:  # else all of it may come back
+                    self.comms(session).close_all()
+                    session.there.clear()
+            elif isinstance(item.message, ContainerStarted) and item.message.start != "snapshot":
                 self.comms(session).close_all()
-                session.there.clear()
+                for name in list(session.there):
+                    if item.message.start != "names" or any(lost.name == name for lost in item.message.lost):
+                        session.there.pop(name, None)
             elif isinstance(item.message, IOPub) and item.message.msg_type not in ("status", "execute_input"):
                 message, own = read_message(item.buffers)
                 if item.message.msg_type.startswith("comm_"):

@@ -28,6 +28,7 @@ from cellburst_protocol.messages import (
     CellRefused,
     CellStarted,
     ContainerEnded,
+    ContainerParked,
     ContainerStarted,
     Event,
     Message,
@@ -42,6 +43,7 @@ from cellburst_protocol.messages import (
 )
 from cellburst_protocol.peer import LinkClosed, Peer, Stream, StreamEnded
 from cellburst_protocol.resources import Resources
+from cellburst_protocol.states import SessionState
 
 SideKind = Literal["complete", "inspect", "names", "fetch", "file_list", "file_get", "file_put", "widgets"]
 _event_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
@@ -119,6 +121,9 @@ class RemoteSession:
         self.current: CellRun | None = None
         self.there: dict[str, str] = {}  # names that live in the container only -> what they are
         self.names: Any = None  # the session's NameSync, made by `cell_names.Names`
+        self.process = 0  # counts the processes that the session has had; a resumed one is the same
+        self.names_process = 0  # the one that `names` is of
+        self.shown_before = 0  # the last event that a kernel had shown when this one opened the session
         self.resources: Resources | None = None  # what the session's container was asked for
         self.mirror: MirrorSpec | None = None  # what the session's container was made from
         self.drift_told: set[str] = set()
@@ -130,6 +135,16 @@ class RemoteSession:
     def container_id(self) -> str:
         """The container that has this session's names now, or ""."""
         return self.info.container.id if self.info is not None and self.info.container is not None else ""
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is something for a cell to go on with: a container, or a parked session."""
+        return self.info is not None and (self.info.container is not None or self.info.parked is not None)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the session was ended by somebody else: a new one is needed."""
+        return self.info is not None and self.info.state is SessionState.ENDED
 
     def start(self, run: CellRun) -> None:
         """Send a call; its items follow through `run.deliver`. Raises BUSY if another one of this kernel runs."""
@@ -276,6 +291,8 @@ class RemoteSession:
 
     def _take_info(self, info: SessionInfo) -> None:
         self.id, self.info = info.session, info
+        self.shown_before = max(self.shown_before, info.acknowledged_sequence)
+        self._take_resources()
         if self._attach and self.current is None and self._opened is not None and not self._opened.done():
             self._adopt(info)
         if self._opened is not None and not self._opened.done():
@@ -318,16 +335,23 @@ class RemoteSession:
         """Keep `info` in step with what the events say, before the next SessionInfo does."""
         match event:
             case ContainerStarted() if self.info is not None:
-                self.info.container = event.container
-                if self.current is not None and self.current.request.resources is not None:
-                    self.resources = self.current.request.resources
+                self.process += event.start != "snapshot"
+                self.info.container, self.info.parked = event.container, None
+                self._take_resources()
             case ContainerEnded() if self.info is not None:
                 if self.info.container is not None and self.info.container.id == event.container:
                     self.info.container = None
+            case ContainerParked() if self.info is not None:
+                self.info.parked = event.parked
             case CellStarted() if self.current is not None:
                 self.current.started = True
             case _:
                 pass
+
+    def _take_resources(self) -> None:
+        what = (self.info.container or self.info.parked) if self.info is not None else None
+        if what is not None and what.resources is not None:
+            self.resources = what.resources
 
     def _post_run(self, run: CellRun) -> None:
         if self._stream is not None:  # else `resume` sends it

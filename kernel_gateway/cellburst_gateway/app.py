@@ -15,6 +15,7 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application
 
+from cellburst_protocol.clock import Clock
 from cellburst_protocol.errors import CellburstError, ErrorCode, error
 from cellburst_protocol.messages import Hello
 from cellburst_protocol.peer import Peer
@@ -24,18 +25,21 @@ from . import folders, recovery
 from .auth import WORKSPACE, Authenticator
 from .blobs import BlobFolder
 from .cells import Cells
-from .clock import Clock, SystemClock
+from .clock import SystemClock
 from .config import GatewayConfig
 from .fleet import Fleet
 from .http_base import NothingHere
 from .http_routes import BlobRoute, Health, MetricsRoute
 from .hub import Hub
+from .images import Images
 from .inbox import Inbox
 from .kernel_link import KernelLink
 from .link import CHECK_SECONDS, MAX_WEBSOCKET_BYTES, LinkHandler, Links
 from .local_worker import LocalWorker
+from .log_keeping import LogKeeper
 from .logstore import LogStore
 from .metrics import Metrics
+from .parking import Parking
 from .placer import Placer
 from .prices import PriceTable
 from .sessions import Sessions
@@ -47,6 +51,7 @@ from .worker_link import WorkerLink
 VERSION = "0.1.0"
 TICK_SECONDS = 0.25  # how late an idle end, a budget stop or a lost worker may be noticed
 EVICT_SECONDS = 60.0
+LOGS_SECONDS = 3600.0  # between two looks for logs that are too old; they are kept for days
 STOP_CONTAINERS_SECONDS = 20.0
 FAREWELL_SECONDS = 0.5  # for the last events to reach kernels
 MAX_HEADER_BYTES = 64 * 1024
@@ -70,7 +75,7 @@ def build(config: GatewayConfig, clock: Clock, store: Store, held: folders.Secre
     )  # fmt: skip
     hub.metrics.counter("cellburst_record_errors_total", "Writes of the record that failed after the log had the fact.")
     hub.fleet, hub.sessions, hub.placer = Fleet(hub), Sessions(hub), Placer(hub)
-    hub.cells, hub.events = Cells(hub), WorkerEvents(hub)
+    hub.cells, hub.events, hub.parking, hub.images = Cells(hub), WorkerEvents(hub), Parking(hub), Images(hub)
     return hub
 
 
@@ -111,6 +116,7 @@ class Gateway:
         self._server: HTTPServer | None = None
         self._ticker: asyncio.Task[None] | None = None
         self._local: LocalWorker | None = None
+        self._logs: LogKeeper
         self.hub: Hub
         self.auth: Authenticator
 
@@ -129,6 +135,10 @@ class Gateway:
             self.hub.blobs.remove_stale(self.clock.wall())
             sockets = self._bind()
             recovery.recover(self.hub)
+            self._logs = LogKeeper(
+                self.hub.logs, store, lambda session: self.hub.sessions.get(session) is not None, config.log_keep_days
+            )  # not before all sessions that have not ended are known
+            self.hub.logs.make_room = self._logs.make_room
         except BaseException:
             self._lock.close()
             raise
@@ -185,6 +195,7 @@ class Gateway:
 
     async def _tick(self) -> None:
         tokens_at = placed_at = evicted_at = self.clock.monotonic()
+        logs_at = evicted_at - LOGS_SECONDS
         while True:
             await asyncio.sleep(TICK_SECONDS)
             now = self.clock.monotonic()
@@ -201,19 +212,23 @@ class Gateway:
                     evicted_at = now
                     limit = self.config.max_blobs_bytes
                     await asyncio.to_thread(self.hub.blobs.evict, limit, self.clock.wall())
+                if now - logs_at >= LOGS_SECONDS:
+                    logs_at = now
+                    unwritten = await asyncio.to_thread(self._logs.unwritten, self.clock.wall())
+                    self._logs.drop_old(unwritten, self.clock.wall())
             except CellburstError as why:
                 log.error("the regular look could not be taken: %s", why.info.message)
             except Exception:
                 log.exception("the regular look failed")
 
     async def stop(self) -> None:
-        """End sessions, containers and the local worker, then everything else. Leaves nothing running."""
+        """End sessions, containers and the local worker, then everything else. Leaves nothing running, and parked what is."""
         hub = self.hub
         hub.stopping = True
         log.info("stopping", extra={"containers": len(hub.fleet.containers)})
         for session in hub.sessions:
             try:
-                hub.sessions.end(session, EndReason.SHUTDOWN)
+                hub.sessions.shut_down(session)
             except CellburstError as why:
                 log.error("a session could not be ended: %s", why.info.message)
         if not await hub.fleet.stop_all(EndReason.SHUTDOWN, STOP_CONTAINERS_SECONDS):

@@ -10,9 +10,9 @@ import ipaddress
 import logging
 from urllib.parse import urlsplit
 
+from cellburst_protocol.clock import Clock
 from cellburst_protocol.errors import CellburstError, ErrorCode, error
 
-from .clock import Clock
 from .config import GatewayConfig, is_loopback
 from .store import Store
 from .store_rows import Owner, Role, TokenRecord

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from decimal import Decimal
 
+from cellburst_protocol.images import ImageRecipe
 from cellburst_protocol.messages import MirrorSpec, NamesData, Phase, PhaseTime, RunCell
 from cellburst_protocol.resources import Resources
 from cellburst_protocol.states import CALL_TRANSITIONS, CallState, EndReason, advance, is_terminal
 
 PHASE_ORDER = ("queue", "image", "restore", "boot", "enter", "values", "run")
+
+
+def merged(phases: Iterable[PhaseTime]) -> list[PhaseTime]:
+    """One of each name: a start whose first rung failed went through `restore` twice, and both took time and say how."""
+    found: dict[str, PhaseTime] = {}
+    for phase in phases:
+        one = found.get(phase.name)
+        if one is None:
+            found[phase.name] = PhaseTime(name=phase.name, seconds=phase.seconds, detail=phase.detail)
+        else:
+            one.seconds += phase.seconds
+            one.detail = "; ".join(words for words in (one.detail, phase.detail) if words)
+    return list(found.values())
 
 
 @dataclass
@@ -24,6 +39,7 @@ class Call:
     cell: RunCell | None = None
     buffers: list[memoryview] = field(default_factory=list)
     image: MirrorSpec | None = None
+    recipe: ImageRecipe | None = None
     names: tuple[NamesData, list[memoryview]] | None = None
     container: str = ""
     queued_at: float | None = None

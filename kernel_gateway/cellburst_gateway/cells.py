@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo, error, from_info
+from cellburst_protocol.images import ImageRecipe
 from cellburst_protocol.mac import sign, value_key
 from cellburst_protocol.messages import CallEnded, CellAccepted, CellRefused, Interrupt, NamesData, PhaseTime, RunCell
 from cellburst_protocol.resources import Resources, parse_usd
@@ -18,6 +19,8 @@ from cellburst_protocol.states import CALL_END_STATE, CallState, ContainerState,
 from .budget import exhausted, plan
 from .calls import Call
 from .containers import ContainerHandle
+from .images import checked
+from .park_rules import Cause
 from .session import Session
 
 if TYPE_CHECKING:
@@ -61,6 +64,8 @@ class Cells:
             return  # a repeat: nothing else happens
         if call.state is CallState.SENT:
             await self.hand_over(session, call)
+        elif call.state is CallState.QUEUED and session.park is not None:
+            self._hub.parking.waits(session, call)
         elif call.state is CallState.QUEUED:
             self._hub.placer.enqueue(session, call)
 
@@ -80,17 +85,24 @@ class Cells:
         self._check(session, cell)
         resources = self._resources(session, cell)
         container = session.container
-        if container is None:
-            self._hub.placer.check(resources, session.record.owner.workspace)
-        state = _first_state(container)
+        recipe = self._recipe(session, cell)
+        if container is None or not container.detail.serves(resources, recipe):
+            if recipe is not None and recipe is not session.recipe:
+                self._hub.images.check(session.record.owner.workspace, recipe)
+            self._hub.placer.check(resources, session)
+            if container is not None and session.park is None:
+                self._hub.parking.begin(session, Cause.MOVE)
+        state = _first_state(session)
+        cell = msgspec.structs.replace(cell, recipe=recipe, keep_image=False)  # as the inbox has it for the next gateway
         call = Call(
             id=cell.call, resources=resources, value_key=self._value_key(cell), accepted_at=self._hub.clock.monotonic(),
-            cell=cell, buffers=buffers, image=cell.image, accepted_sequence=session.last_sequence,
+            cell=cell, buffers=buffers, image=cell.image, recipe=recipe, accepted_sequence=session.last_sequence,
             container=container.id if container else "",
         )  # fmt: skip
         self._hub.inbox.put(call.id, "cell", cell, buffers)
         busy = SessionState.BUSY if state is CallState.SENT else SessionState.STARTING
-        if session.is_superseded or (busy is SessionState.STARTING and session.state is SessionState.BUSY):
+        waits = (SessionState.BUSY, SessionState.PARKING, SessionState.PARKED)  # parked until it is placed
+        if session.is_superseded or (busy is SessionState.STARTING and session.state in waits):
             busy = session.state
         try:
             if state is not CallState.SENT:  # else the record of the last cell's end need not come first
@@ -129,14 +141,25 @@ class Cells:
                 ErrorCode.CONFLICT, f"another kernel has taken over session {session.record.name!r} of this notebook",
                 next="`%modal attach` takes it back",
             )  # fmt: skip
-        if session.container is None and cell.image is None:
+        if session.state is SessionState.ENDED:
+            raise error(
+                ErrorCode.NOT_FOUND, f"session {session.record.name!r} has ended ({_ended_why(session)})",
+                next="run the cell again: it starts a new one",
+            )  # fmt: skip
+        if cell.image is None and (session.container is None or session.park is not None):
             raise error(
                 ErrorCode.BAD_ARGUMENT, "this session has no container, and the cell does not say what image to start"
             )
 
+    def _recipe(self, session: Session, cell: RunCell) -> ImageRecipe | None:
+        """The image that the cell runs in, None for the mirror. Raises RequestError (BAD_ARGUMENT)."""
+        goes_on = session.container is not None or session.kept is not None
+        return session.recipe if cell.keep_image and goes_on else checked(cell.recipe)
+
     def _resources(self, session: Session, cell: RunCell) -> Resources:
-        container = session.container
-        asked = cell.resources or (container.detail.resources if container else Resources())
+        container, kept = session.container, session.kept
+        had = container.detail.resources if container else kept.resources if kept else None
+        asked = cell.resources or had or Resources()
         most = self._hub.config.max_timeout_seconds
         if asked.timeout_seconds is not None and not 0 < asked.timeout_seconds <= most:
             raise error(
@@ -155,17 +178,10 @@ class Cells:
             )
         if asked.budget_usd is not None:
             asked = msgspec.structs.replace(asked, budget_usd=parse_usd(asked.budget_usd))
-            if container is not None:
+            if container is not None and container.detail.serves(asked, self._recipe(session, cell)):
                 refused = plan(Decimal(asked.budget_usd or 0), container.usd_per_second).refused
                 if refused is not None:
                     raise from_info(refused)
-        if container is not None and not asked.same_container(container.detail.resources):
-            raise error(
-                ErrorCode.CONFLICT,
-                f"session {session.record.name!r} runs with {describe(container.detail.resources)}, "
-                f"this cell asks for {describe(asked)}",
-                next="`%modal restart` gives the session a new container (its names are lost), session=NAME one beside it",
-            )
         return asked
 
     def _value_key(self, cell: RunCell) -> str:
@@ -189,7 +205,8 @@ class Cells:
             # The caller had no key yet when it sent the cell: over its authenticated link its word is the seal.
             carried = [g for g in (*cell.names, *cell.modules) if any(part.at != "there" for part in g.parts)]
             seal = sign(call.value_key, "in", carried) if carried else ""
-            await container.send(msgspec.structs.replace(cell, value_key=call.value_key, mac=seal), call.buffers)
+            told = msgspec.structs.replace(cell, value_key=call.value_key, mac=seal, recipe=None)
+            await container.send(told, call.buffers)
             if call.names is not None:
                 await container.send(*call.names)
         except CellburstError as why_not:
@@ -299,8 +316,7 @@ class Cells:
             ),
             call=call.id,
         )  # fmt: skip
-        idle = session.state if session.is_superseded else SessionState.IDLE
-        session.record = dataclasses.replace(session.record, state=idle)
+        session.record = dataclasses.replace(session.record, state=session.at_rest)
         wall = self._hub.clock.wall()
         self._hub.later(lambda: self._record_end(session, call, reason, error, run_seconds, cost, wall))
         self._hub.metrics.add("cellburst_calls_total", reason=reason.value)
@@ -327,10 +343,16 @@ class Cells:
         self._hub.inbox.drop(call.id)
 
 
-def _first_state(container: ContainerHandle | None) -> CallState:
-    if container is None:
+def _first_state(session: Session) -> CallState:
+    container = session.container
+    if container is None or session.park is not None:
         return CallState.QUEUED
     return CallState.SENT if container.state is ContainerState.READY else CallState.STARTING
+
+
+def _ended_why(session: Session) -> str:
+    reason = session.record.reason
+    return reason.value.replace("_", " ") if reason is not None else "for no known reason"
 
 
 def describe(resources: Resources) -> str:

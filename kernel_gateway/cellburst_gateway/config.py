@@ -16,6 +16,8 @@ MAX_TIMEOUT_SECONDS = 86400.0  # one call, unless the operator raises it
 MAX_BLOBS_BYTES = 20 * 1024**3  # of all values that lie between kernels and containers
 MAX_BLOB_BYTES = 64 * 1024**3  # more than a machine's GPU memory: larger is a mistake
 UNREACHABLE_SECONDS = 8.0  # eight missed heartbeats; shown within 10 s
+LOG_KEEP_DAYS = 30.0  # output of ended sessions, for `cellburst logs`
+PARKED_KEEP_DAYS = 7.0  # a long weekend away, and the disk does not fill with what is forgotten
 MAX_QUEUE = 1000  # calls that wait for capacity; beyond it a refusal is more honest than a place in the queue
 
 
@@ -38,7 +40,9 @@ class GatewayConfig:
     max_timeout_seconds: float = MAX_TIMEOUT_SECONDS
     max_blob_bytes: int = MAX_BLOB_BYTES
     max_blobs_bytes: int = MAX_BLOBS_BYTES
+    log_keep_days: float = LOG_KEEP_DAYS
     max_queue: int = MAX_QUEUE
+    parked_keep_days: float = PARKED_KEEP_DAYS
     allowed_hosts: tuple[str, ...] = ()
     prices_file: Path | None = None
     config_file: Path | None = None
@@ -105,6 +109,8 @@ def from_arguments(arguments: list[str] | None = None) -> GatewayConfig:
         max_timeout_seconds=_number(table, "max_timeout_seconds", MAX_TIMEOUT_SECONDS, 1, 30 * 86400),
         max_blobs_bytes=int(_number(table, "max_blobs_bytes", MAX_BLOBS_BYTES, 0, 2**50)),
         max_blob_bytes=int(_number(table, "max_blob_bytes", MAX_BLOB_BYTES, 1024**2, 2**50)),
+        log_keep_days=_number(table, "log_keep_days", LOG_KEEP_DAYS, 1, 36500),
+        parked_keep_days=_number(table, "parked_keep_days", PARKED_KEEP_DAYS, 0.01, 3650),
         allowed_hosts=tuple(str(h).lower() for h in table.get("allowed_hosts", [])),
         prices_file=_path(table, "prices_file"),
         config_file=a.config,

@@ -12,6 +12,7 @@ import msgspec
 
 from cellburst_protocol.errors import CellburstError, ErrorCode, error
 from cellburst_protocol.framing import Buffer
+from cellburst_protocol.images import ImageRecipe, image_key
 from cellburst_protocol.messages import Ack, ContainerInfo, ContainerUsage, Message
 from cellburst_protocol.peer import LinkClosed, Stream
 from cellburst_protocol.resources import Resources
@@ -33,6 +34,29 @@ class ContainerDetail(msgspec.Struct, omit_defaults=True, kw_only=True):
     mirror_identity: str = ""
     warning: str = ""
     names_lost: bool = False
+    parked: str = ""  # the id of the parked session that it was to resume
+    recipe: ImageRecipe | None = None  # None: the mirror
+
+    def serves(self, asked: Resources, recipe: ImageRecipe | None) -> bool:
+        """Whether the container can run a cell that asks for this: it has what it would get."""
+        if not same_image(recipe, self.recipe):
+            return False
+        if asked.same_container(self.resources):
+            return True
+        gpus = self.info.gpus
+        same = asked.cpu == self.resources.cpu and asked.memory_mib == self.resources.memory_mib
+        if asked.gpus:
+            fits = any(gpus and len(gpus) == one.count and one.accepts(gpus[0].type) for one in asked.gpus)
+        else:
+            fits = not gpus
+        return same and asked.network == self.resources.network and fits
+
+
+def same_image(one: ImageRecipe | None, other: ImageRecipe | None) -> bool:
+    """Whether two recipes, with their local files, make the same image."""
+    if one is None or other is None or one is other:
+        return one is other
+    return image_key(one) == image_key(other)
 
 
 class ContainerHandle:
@@ -56,6 +80,7 @@ class ContainerHandle:
         self.lease = lease
         self.epoch = epoch
         self.detail = detail
+        detail.info.resources = detail.resources
         self.gpus = tuple(gpus)
         self.state = ContainerState.PLACED
         self.usd_per_second = Decimal(detail.usd_per_second)

@@ -21,6 +21,7 @@ from cellburst_protocol.messages import (
     Joined,
     JoinWorker,
     Message,
+    SnapshotUsage,
     StopContainer,
     WorkerRow,
 )
@@ -53,6 +54,7 @@ class WorkerHandle:
         self.on_this_machine = False
         self.last_heard = now
         self.told_unreachable = False
+        self.snapshots: SnapshotUsage | None = None
 
     def move(self, to: WorkerState) -> None:
         """Change state by the table; raises TransitionError."""
@@ -104,7 +106,9 @@ class Fleet:
             inventory=msgspec.json.encode(message.inventory).decode(), now=self._hub.clock.wall(),
         )  # fmt: skip
         self.workers[message.worker] = worker
+        forget = self._hub.parking.joined(worker.id, message.parked, {r.container for r in message.containers})
         joined = self._match(worker, message.containers, restarted)
+        joined.forget = forget
         log.info(
             "worker joined", extra={"worker": worker.id, "adopted": len(joined.adopted), "stopped": len(joined.stop)}
         )
@@ -160,6 +164,7 @@ class Fleet:
             return
         now = self._hub.clock.monotonic()
         worker.last_heard = now
+        worker.snapshots = message.snapshots or worker.snapshots
         if worker.state is WorkerState.UNREACHABLE:
             self._heard_again(worker)
         for usage in message.usage:
@@ -208,7 +213,7 @@ class Fleet:
                 WorkerRow(
                     id=worker.id, state=worker.state if worker.peer else WorkerState.UNREACHABLE, inventory=worker.inventory,
                     pid=worker.pid, free_gpus=[g.uuid for g in worker.inventory.gpus if g.uuid not in held and not g.in_use],
-                    last_seen_seconds=round(now - worker.last_heard, 2),
+                    last_seen_seconds=round(now - worker.last_heard, 2), snapshots=worker.snapshots,
                 )
             )  # fmt: skip
         return rows

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cellburst_protocol.clock import Clock
 from cellburst_protocol.errors import CellburstError
 from cellburst_protocol.states import TransitionError
 
 from .blobs import BlobFolder
-from .clock import Clock
 from .config import GatewayConfig
 from .folders import Secrets
 from .inbox import Inbox
@@ -26,6 +26,8 @@ from .store import Store
 if TYPE_CHECKING:
     from .cells import Cells
     from .fleet import Fleet
+    from .images import Images
+    from .parking import Parking
     from .placer import Placer
     from .sessions import Sessions
     from .worker_events import WorkerEvents
@@ -62,7 +64,9 @@ class Hub:
     fleet: Fleet = field(init=False)
     sessions: Sessions = field(init=False)
     placer: Placer = field(init=False)
+    parking: Parking = field(init=False)
     cells: Cells = field(init=False)
+    images: Images = field(init=False)
     events: WorkerEvents = field(init=False)
     _later: deque[Callable[[], object]] = field(default_factory=deque)
     _later_scheduled: bool = False

@@ -6,13 +6,18 @@ from typing import TYPE_CHECKING
 
 from cellburst_protocol.errors import CellburstError, ErrorCode, error
 from cellburst_protocol.messages import (
+    BuildStream,
     FindSession,
     GetCost,
     GetLogs,
     GetStatus,
     Hello,
+    ImageLogs,
     Interrupt,
+    ListImages,
     Message,
+    ParkSession,
+    PruneImages,
     SessionFound,
     SessionStream,
     Shutdown,
@@ -47,6 +52,9 @@ class KernelLink:
                 self._may_act()
                 self._hub.sessions.stop(self._token.owner, message)
                 return None
+            case ParkSession():
+                self._may_act()
+                return await self._hub.parking.ask(self._token.owner, message)
             case GetStatus():
                 return reports.status(self._hub, self._token.owner.workspace)
             case GetLogs():
@@ -60,11 +68,22 @@ class KernelLink:
                 self._may_act()
                 self._hub.shutdown.set()
                 return None
+            case ListImages():
+                return await self._hub.images.listed(self._token.owner.workspace, message)
+            case ImageLogs():
+                return await self._hub.images.logs(self._token.owner.workspace, message)
+            case PruneImages():
+                self._may_act()
+                return await self._hub.images.prune(self._token.owner.workspace, message)
         raise error(ErrorCode.FORBIDDEN, f"{type(message).__name__} is not for a user's link", next="see PROTOCOL.md")
 
     def on_open(self, message: Message, stream: Stream) -> None:
-        """A session's stream."""
+        """A session's stream, or one that builds an image."""
         try:
+            if isinstance(message, BuildStream):
+                self._may_act()
+                self._hub.spawn(self._hub.images.build(self._token.owner.workspace, message, stream))
+                return
             if not isinstance(message, SessionStream):
                 raise error(
                     ErrorCode.FORBIDDEN, f"{type(message).__name__} is not for a user's link", next="see PROTOCOL.md"

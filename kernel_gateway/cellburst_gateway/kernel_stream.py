@@ -84,7 +84,9 @@ class KernelStream:
             session.subscriber.close("the session was opened again on another link")
         session.subscriber = self
         session.kernel_left_at = None
-        self.post(session.info())
+        info = session.info()
+        info.acknowledged_sequence = self._hub.logs.acknowledged(session.id)
+        self.post(info)
         sender = asyncio.get_running_loop().create_task(self._send_events())
         try:
             while True:
@@ -157,7 +159,14 @@ class KernelStream:
     async def _side(self, request: SideRequest, buffers: list[memoryview]) -> None:
         session, container = self._session, self._session.container
         problem = None
-        if container is None:
+        if session.park is not None or (container is None and session.kept is not None):
+            problem = ErrorInfo(
+                code=ErrorCode.NOT_FOUND,
+                message=f"session {session.record.name!r} is parked" if container is None else
+                f"session {session.record.name!r} is being parked",
+                next="run a cell: it brings the session back",
+            )
+        elif container is None:
             problem = ErrorInfo(
                 code=ErrorCode.NOT_FOUND,
                 message=f"session {session.record.name!r} has no container now",

@@ -1,4 +1,4 @@
-"""The text in a logged event, as `%modal logs` shows it: streams, errors, results and notices; pure.
+"""The text in a logged event, as `%modal logs` shows it: streams, errors, results, notices and builds; pure.
 
 Of escape sequences only SGR colours stay (ECMA-48, 8.3.117): the others could move the reader's cursor or set titles.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-_SHOWN = (b'"iopub"', b'"notice"')
+_SHOWN = (b'"iopub"', b'"notice"', b'"build_log"')
 _ESCAPES = re.compile(
     r"\x1b(?!\[[0-9;:]*m)(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[PX^_][^\x1b]*(\x1b\\)?|.)?", re.S
 )
@@ -27,6 +27,8 @@ def text_of(head: bytes, buffers: Sequence[bytes]) -> str:
             event = event["event"]
         if event["t"] == "notice":
             return plain(f"{event['text']}\n")
+        if event["t"] == "build_log":
+            return plain("".join(f"{line}\n" for line in event["lines"]))
         if event["t"] != "iopub" or not buffers:
             return ""
         return plain(_message_text(event["msg_type"], msgspec.json.decode(buffers[0])["content"]))

@@ -30,8 +30,11 @@ _ROUNDING = 1e-9  # sums of CPU shares such as 0.1 are not exact
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """A lease that holds hardware of a machine. `who` names it to people ("train.ipynb (default)"); an `evictable` one
-    (a superseded or idle session) may be ended for a request that would otherwise wait."""
+    """A lease that holds hardware of a machine. `who` names it to people ("train.ipynb (default)").
+
+    An `evictable` one (of a superseded or idle session) may be parked for a request that would otherwise wait, the one
+    with most `idle_seconds` first. A `leaving` one is on its way out already: nobody else has to go for who waits for it.
+    """
 
     lease: str
     who: str
@@ -40,6 +43,8 @@ class Holding:
     memory_mib: int
     opened_unix_seconds: float = 0.0
     evictable: bool = False
+    idle_seconds: float = 0.0
+    leaving: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +59,13 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Something that needs a container. `prefer` is a worker that has its things (an earlier container's machine)."""
+    """Something that needs a container. `prefer` is a worker that has its things (an earlier container's machine); `only`
+    is the one that keeps its parked session: it is placed there, waits for that, or is refused."""
 
     id: str
     resources: Resources
     prefer: str = ""
+    only: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +84,8 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """It waits: `position` 1 is next. Ending the leases of `evict` (all evictable; none if that is no help) would place
-    it on `worker`."""
+    """It waits: `position` 1 is next. The end of the leases of `evict` (all evictable; none if that is no help, or if enough
+    leases are leaving) would place it on `worker`."""
 
     position: int
     waiting_for: str
@@ -127,6 +134,10 @@ class _Room:
 
     def holdings(self) -> list[Holding]:
         return [h for h in self.machine.holdings if h.lease not in self.supposed_ended]
+
+    def on_the_way(self) -> set[str]:
+        """Leases that end without anybody asking again."""
+        return self.claimed | {h.lease for h in self.machine.holdings if h.leaving}
 
     @contextmanager
     def supposing(self, ended: set[str]) -> Iterator[None]:
@@ -196,6 +207,8 @@ class _Option:
 
 def _place(request: Request, rooms: list[_Room], position: int, now: float) -> Outcome:
     resources = request.resources
+    if request.only:
+        rooms = [room for room in rooms if room.machine.worker == request.only]
     options = [option for room in rooms for option in _options(room, resources)]
     if not options:
         return Refused(words.refusal(resources, [room.machine.inventory for room in rooms]))
@@ -233,13 +246,8 @@ def _wait(request: Request, options: list[_Option], position: int, now: float) -
         away = option.room.machine.state is not WorkerState.JOINED
         return away, option.missing(resources), option.tightness(request.prefer)
 
-    target = min(options, key=wanting)
-    evict: tuple[str, ...] = ()
-    for option in sorted(options, key=wanting):
-        evict = _evictions(option, resources)
-        if evict:
-            target = option
-            break
+    ordered = sorted(options, key=wanting)
+    target, evict = _whom_to_evict(ordered, resources)
     said = words.waiting(
         resources,
         target.room.machine,
@@ -251,24 +259,38 @@ def _wait(request: Request, options: list[_Option], position: int, now: float) -
     )
     room = target.room
     room.claimed |= set(evict)
-    with room.supposing(room.claimed):  # of what it waits for, first what it gets soonest
+    with room.supposing(room.on_the_way()):  # of what it waits for, first what it gets soonest
         free = target.free()
     taken = [gpu for gpu in target.gpus if gpu not in free and gpu.uuid not in room.reserved]
     kept = [*free, *taken][: target.count]
     uuids = {gpu.uuid for gpu in kept}
-    room.promise(kept, resources, [h for h in room.holdings() if h.gpus & uuids or h.lease in evict])
+    room.promise(kept, resources, [h for h in room.holdings() if h.gpus & uuids or h.lease in evict or h.leaving])
     return Waits(position, said, target.room.machine.worker, evict)
 
 
+def _whom_to_evict(options: Sequence[_Option], resources: Resources) -> tuple[_Option, tuple[str, ...]]:
+    """The option to wait for, and the leases to end for it: nobody where enough is on its way out, on any machine."""
+    for option in options:
+        with option.room.supposing(option.room.on_the_way()):
+            if option.fits(resources):
+                return option, ()
+    for option in options:
+        evict = _evictions(option, resources)
+        if evict:
+            return option, evict
+    return options[0], ()
+
+
 def _evictions(option: _Option, resources: Resources) -> tuple[str, ...]:
-    """The fewest evictable leases, oldest first, whose end makes the option fit; none where no such set does."""
+    """The fewest evictable leases, longest idle first, whose end makes the option fit; none where no such set does."""
     room = option.room
     if room.machine.state is not WorkerState.JOINED:
         return ()
-    with room.supposing(room.claimed):
-        if option.fits(resources):
-            return ()  # what an earlier request gives way for is room for both
-        candidates = sorted((h for h in room.holdings() if h.evictable), key=lambda h: (h.opened_unix_seconds, h.lease))
+    with room.supposing(room.on_the_way()):
+        candidates = sorted(
+            (h for h in room.holdings() if h.evictable and not h.leaving),
+            key=lambda h: (-h.idle_seconds, h.opened_unix_seconds, h.lease),
+        )
         chosen: list[str] = []
         for candidate in candidates:
             chosen.append(candidate.lease)

@@ -17,7 +17,9 @@ from cellburst_protocol.resources import Resources
 from cellburst_protocol.states import CallState, ContainerState, EndReason, SessionState, WorkerState
 
 from .calls import Call
+from .cells import describe
 from .containers import ContainerDetail, ContainerHandle
+from .park_rules import Cause, wanted_after
 from .placement import Holding, Machine, Placed, Refused, Request, Waits, place, place_all
 from .session import Session
 
@@ -25,8 +27,12 @@ if TYPE_CHECKING:
     from .hub import Hub
 
 LOCAL_WORKER_SECONDS = 60.0  # how long a request waits for this machine's own worker to come up
+KEEPER_SECONDS = 60.0  # how long a cell waits for the lost worker that keeps its session; then it starts without it
 REPEAT_SECONDS = 5.0  # between two Queued events that differ in words only
 LOCAL_WORKER_WORDS = "this machine's worker, which is starting"
+KEEPER_WORDS = (
+    f"the worker that keeps this session, which is away; after {KEEPER_SECONDS:.0f} s it starts without its names"
+)
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +41,7 @@ class _Waiting:
     def __init__(self, session: Session, call: Call) -> None:
         self.session = session
         self.call = call
+        self.since = session.hub.clock.monotonic()
         self.told: tuple[int, str] = (0, "")
         self.told_at = float("-inf")
 
@@ -55,15 +62,24 @@ class Placer:
 
     # -- coming and going ------------------------------------------------------------------------------------------
 
-    def check(self, resources: Resources, workspace: str) -> None:
-        """Refuse what could never be had, before anything is recorded. Raises CapacityError or RequestError."""
+    def check(self, resources: Resources, session: Session) -> None:
+        """Refuse what could never be had, before anything is recorded. Raises CapacityError or RequestError (CONFLICT:
+        not where the session is, which would cost its names)."""
         if len(self._queue) >= self._hub.config.max_queue:
             raise error(
                 ErrorCode.QUEUE_FULL, f"{len(self._queue)} calls wait already", next="try again later, or add a worker"
             )
-        outcome = place(Request("new", resources), self._machines(), now=self._hub.clock.wall())
-        if isinstance(outcome, Refused) and not self._local_worker_due():
+        machines, wall = self._machines(), self._hub.clock.wall()
+        outcome = place(Request("new", resources), machines, now=wall)
+        if isinstance(outcome, Refused) and not self._local_worker_due() and not self._keeper_lost(session):
             raise from_info(outcome.error)
+        keeper = session.container.worker if session.container is not None else self._keeper(session)
+        if keeper and isinstance(place(Request("new", resources, only=keeper), machines, now=wall), Refused):
+            raise error(
+                ErrorCode.CONFLICT, f"session {session.record.name!r} is on {self._hub.fleet.machine(keeper)}, which can never "
+                f"give {describe(resources)}", next="`%modal restart` gives the session a new container elsewhere (its names "
+                "are lost), session=NAME one beside it",
+            )  # fmt: skip
 
     def enqueue(self, session: Session, call: Call) -> None:
         """A QUEUED call needs a container."""
@@ -94,12 +110,18 @@ class Placer:
         self._scheduled = False
         if not self._queue or self._hub.stopping:
             return
-        requests = [Request(call_id, w.call.resources) for call_id, w in self._queue.items()]
+        requests = [
+            Request(call_id, w.call.resources, only=self._keeper(w.session))
+            for call_id, w in self._queue.items()
+            if not self._keeper_due(w)
+        ]
         outcomes = place_all(requests, self._machines(), now=self._hub.clock.wall())
         for position, (call_id, waiting) in enumerate(list(self._queue.items()), 1):
-            outcome = outcomes[call_id]
+            outcome = outcomes.get(call_id)
             try:
-                if isinstance(outcome, Placed):
+                if outcome is None:
+                    self._tell(waiting, position, KEEPER_WORDS)
+                elif isinstance(outcome, Placed):
                     del self._queue[call_id]
                     self._start(waiting.session, waiting.call, outcome)
                 elif isinstance(outcome, Waits):
@@ -127,8 +149,23 @@ class Placer:
     def _evict(self, leases: tuple[str, ...]) -> None:
         for handle in list(self._hub.fleet.containers.values()):
             session = self._hub.sessions.get(handle.session)
-            if handle.lease in leases and session is not None and self._evictable(handle):
-                self._hub.sessions.end(session, EndReason.EVICTED)
+            if handle.lease in leases and session is not None and self._idle(handle) is not None:
+                self._hub.parking.begin(session, Cause.WANTED)
+
+    def _keeper(self, session: Session) -> str:
+        """The worker that keeps this parked session and is there, or ""."""
+        kept = session.kept
+        return kept.worker if kept and not session.kept_missing and kept.worker in self._hub.fleet.workers else ""
+
+    def _keeper_lost(self, session: Session) -> bool:
+        """Whether the worker that keeps the session is not there, and may come back with it."""
+        kept = session.kept
+        return kept is not None and not session.kept_missing and kept.worker not in self._hub.fleet.workers
+
+    def _keeper_due(self, waiting: _Waiting) -> bool:
+        """Whether a cell had better wait a while for the lost worker that keeps its session."""
+        waited = self._hub.clock.monotonic() - waiting.since
+        return waited < KEEPER_SECONDS and self._keeper_lost(waiting.session)
 
     def _local_worker_due(self) -> bool:
         """Whether this machine's own worker is being started (again), so that nothing is refused for want of it yet."""
@@ -155,16 +192,25 @@ class Placer:
             if session
             else "a session that is ending"
         )
+        parks = session is not None and session.park is not None
+        idle = self._idle(handle)
         return Holding(
-            lease=handle.lease, who=who, gpus=frozenset(handle.gpus), cpu=handle.detail.resources.cpu,
-            memory_mib=handle.detail.resources.memory_mib, opened_unix_seconds=handle.opened_unix_seconds,
-            evictable=self._evictable(handle),
+            lease=handle.lease, who=f"{who}, being parked" if parks else who, gpus=frozenset(handle.gpus),
+            cpu=handle.detail.resources.cpu, memory_mib=handle.detail.resources.memory_mib,
+            opened_unix_seconds=handle.opened_unix_seconds, evictable=idle is not None, idle_seconds=idle or 0.0,
+            leaving=parks or handle.state is ContainerState.STOPPING,
         )  # fmt: skip
 
-    def _evictable(self, handle: ContainerHandle) -> bool:
+    def _idle(self, handle: ContainerHandle) -> float | None:
+        """For how long the container's session has been idle, if it may be parked for somebody who waits."""
         session = self._hub.sessions.get(handle.session)
-        idle = session is not None and session.is_superseded and session.call is None
-        return idle and handle.state is ContainerState.READY
+        if session is None or session.container is not handle or session.call is not None or session.park is not None:
+            return None
+        if self._hub.parking.obstacle(session) is not None:
+            return None
+        now, failed = self._hub.clock.monotonic(), session.park_failed_at
+        failed_ago = now - failed if failed is not None else None
+        return wanted_after(now - session.idle_since, session.is_superseded, failed_ago)
 
     # -- starting --------------------------------------------------------------------------------------------------
 
@@ -172,7 +218,7 @@ class Placer:
         now, wall = self._hub.clock.monotonic(), self._hub.clock.wall()
         handle, image = self._make(session, call, placed, now, wall)
         store, record = self._hub.store, session.record
-        starts = record.state is SessionState.IDLE
+        starts = record.state in (SessionState.IDLE, SessionState.PARKED)
         self._hub.write_now()  # what an earlier container of the session left to write comes first
         with store.together():
             store.place_container(
@@ -216,9 +262,12 @@ class Placer:
             id=f"c-{name}", worker=placed.worker, machine=self._hub.fleet.machine(placed.worker), gpus=list(placed.gpus),
             cpu=resources.cpu, memory_mib=resources.memory_mib, usd_per_second=rate_text, price_note=rate.note,
         )  # fmt: skip
+        kept = session.kept
+        parked = kept.id if kept is not None and self._keeper(session) == placed.worker else ""
         detail = ContainerDetail(
-            resources=resources, info=info, usd_per_second=rate_text, mirror_identity=image.identity,
-            names_lost=session.lost_container,
+            resources=resources, info=info, usd_per_second=rate_text, recipe=call.recipe, parked=parked,
+            mirror_identity=image.identity if call.recipe is None else "",
+            names_lost=session.lost_container or (kept is not None and not parked),
         )  # fmt: skip
         handle = ContainerHandle(
             id=info.id, session=session.id, worker=placed.worker, lease=f"l-{name}", epoch=self._hub.epoch, detail=detail,
@@ -241,7 +290,7 @@ class Placer:
                 StartContainer(
                     container=handle.id, lease=handle.lease, epoch=handle.epoch, session=session.id,
                     notebook=session.record.notebook, resources=handle.detail.resources, gpus=list(handle.gpus), image=image,
-                    engine="", prepare_call=call_id,
+                    recipe=handle.detail.recipe, engine="", prepare_call=call_id, parked=handle.detail.parked,
                 )
             )  # fmt: skip
         except (LinkClosed, TimeoutError):

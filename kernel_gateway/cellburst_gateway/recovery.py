@@ -19,9 +19,11 @@ from cellburst_protocol.messages import (
     CellDone,
     CellStarted,
     ContainerEnded,
+    ContainerParked,
     ContainerStarted,
     IOPub,
     NamesData,
+    ParkFailed,
     Phase,
     RunCell,
     decode,
@@ -31,7 +33,7 @@ from cellburst_protocol.states import CALL_TRANSITIONS, CallState, ContainerStat
 
 from .calls import Call
 from .containers import ContainerDetail, ContainerHandle
-from .session import Session
+from .session import ParkUnderWay, Session
 from .store_rows import CallRecord, ContainerRecord, LeaseRecord
 
 if TYPE_CHECKING:
@@ -50,6 +52,8 @@ class Story:
     phases: list[Phase] = field(default_factory=list)
     containers_started: dict[str, ContainerStarted] = field(default_factory=dict)
     containers_ended: dict[str, ContainerEnded] = field(default_factory=dict)
+    parked: dict[str, ContainerParked] = field(default_factory=dict)
+    parks_failed: set[str] = field(default_factory=set)
 
 
 def read_story(hub: Hub, session_id: str, call_id: str) -> Story:
@@ -64,6 +68,10 @@ def read_story(hub: Hub, session_id: str, call_id: str) -> Story:
             story.containers_started[message.container.id] = message
         elif isinstance(message, ContainerEnded):
             story.containers_ended[message.container] = message
+        elif isinstance(message, ContainerParked):
+            story.parked[message.parked.id] = message
+        elif isinstance(message, ParkFailed):
+            story.parks_failed.add(message.parked)
         if event.call != call_id or not call_id:
             continue
         match message:
@@ -85,7 +93,11 @@ def recover(hub: Hub) -> None:
     for record in hub.store.list_sessions():
         hub.sessions.add(Session(hub, record, hub.logs.last_sequence(record.id)))
     leases = {lease.id: lease for lease in hub.store.leases_open()}
-    for container in hub.store.live_containers():
+    containers = hub.store.live_containers()
+    for session in hub.sessions:
+        if session.park is not None:
+            _park(hub, session, session.park)
+    for container in containers:
         _container(hub, container, leases.get(container.lease))
     calls = hub.store.running_calls()
     hub.inbox.drop_all_but({call.id for call in calls})
@@ -96,6 +108,21 @@ def recover(hub: Hub) -> None:
         "taken up",
         extra={"sessions": len(list(hub.sessions)), "containers": len(hub.fleet.containers), "calls": len(calls)},
     )
+
+
+def _park(hub: Hub, session: Session, park: ParkUnderWay) -> None:
+    """A park that was under way: what the log says of it and the record does not."""
+    story = read_story(hub, session.id, "")
+    said = story.parked.get(park.id)
+    if said is not None and session.kept is None:
+        session.kept, park.safe = said.parked, True  # as this gateway's predecessor completed it
+        container = hub.store.get_container(session.record.container)
+        if container is not None:
+            session.kept_recipe = msgspec.json.decode(container.detail, type=ContainerDetail).recipe
+        session.update(parked=session.kept_text())
+    elif park.id in story.parks_failed and session.kept is None:
+        session.park = None
+        session.update(state=None if session.is_superseded else SessionState.IDLE, parking="")
 
 
 def _container(hub: Hub, record: ContainerRecord, lease: LeaseRecord | None) -> None:
@@ -173,7 +200,7 @@ def _rebuild(hub: Hub, record: CallRecord, story: Story) -> Call:
         id=record.id, resources=msgspec.json.decode(record.detail, type=Resources) if record.detail else Resources(),
         value_key=value_key(hub.secrets.master_key, record.id, cell.input if cell else 0, cell.attempt if cell else 1),
         accepted_at=now, state=state, cell=cell, buffers=kept[1] if kept else [], image=cell.image if cell else None,
-        container=record.container, starts=1 if record.container else 0,
+        recipe=cell.recipe if cell else None, container=record.container, starts=1 if record.container else 0,
     )  # fmt: skip
     if names is not None and isinstance(names[0], NamesData):
         call.names = (names[0], names[1])
@@ -204,6 +231,8 @@ def _before_code(hub: Hub, session: Session, call: Call) -> None:
     if call.cell is None:
         hub.cells.not_handed_over(session, call)
         return
+    if session.park is not None and call.state is CallState.QUEUED:
+        return  # it waits for the end of that
     if handle is None:
         if call.state is not CallState.QUEUED:
             hub.store.move_call(call.id, CallState.QUEUED, now=hub.clock.wall(), container="")
@@ -226,16 +255,33 @@ def _ends_in_the_log(hub: Hub) -> None:
             continue
         ended = read_story(hub, session.id, "").containers_ended.get(handle.id)
         if ended is not None:
-            session.container = None
-            session.lost_container = True
-            session.update(container="", detail="names_lost")
+            _left_in_the_log(hub, session, handle, ended.reason)
             handle.stop_reason = ended.reason
             hub.fleet.stop(handle, ended.reason)
 
 
+def _left_in_the_log(hub: Hub, session: Session, handle: ContainerHandle, reason: EndReason) -> None:
+    park, call = session.park, session.call
+    state = hub.parking.leaves(session, handle, reason)
+    session.container = session.park = None
+    session.lost_container = session.kept is None
+    moves = state in (SessionState.PARKED, SessionState.IDLE) and session.state is not SessionState.BUSY
+    session.update(
+        state=state if moves else None, container="", detail="names_lost" if session.lost_container else "", parking="",
+        parked=session.kept_text(),
+    )  # fmt: skip
+    if call is not None and call.before_code and call.cell is not None:
+        if call.state is not CallState.QUEUED:
+            hub.store.move_call(call.id, CallState.QUEUED, now=hub.clock.wall(), container="")
+        call.state, call.container = CallState.QUEUED, ""
+        hub.placer.enqueue(session, call)
+    else:
+        hub.parking.left(session, park)
+
+
 def _idle(session: Session) -> None:
-    if session.state in (SessionState.BUSY, SessionState.STARTING):
-        session.update(state=SessionState.IDLE)
+    if session.state in (SessionState.BUSY, SessionState.STARTING) and session.at_rest is not session.state:
+        session.update(state=session.at_rest)
 
 
 def _session_gone() -> ErrorInfo:

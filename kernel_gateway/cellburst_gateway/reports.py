@@ -80,7 +80,7 @@ def _since_recorded(hub: Hub, session_id: str, now: float) -> tuple[Decimal, flo
 
 def _what(session: Session | None) -> str:
     if session is None or session.container is None:
-        return ""
+        return "parked" if session is not None and session.shown_parked is not None else ""
     info = session.container.detail.info
     gpus = ", ".join(f"{gpu.type}{' (simulated)' if gpu.simulated else ''}" for gpu in info.gpus)
     return f"{gpus or 'no GPU'}, {info.cpu:g} cores, {info.memory_mib} MiB"

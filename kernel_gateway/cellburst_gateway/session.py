@@ -3,25 +3,42 @@
 cells.py           a cell from RunCell to its end
 worker_events.py   what the container's worker reports
 placer.py          a container for it
+parking.py         putting it away, and what a worker keeps of it
 sessions.py        finding, making, superseding and ending sessions
 kernel_stream.py   the kernel's stream, fed from the session's log
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from cellburst_protocol.errors import CellburstError
 from cellburst_protocol.framing import Buffer
-from cellburst_protocol.messages import Event, Message, Notice, Numbered, SessionInfo, SessionRow, SideReply, encode
-from cellburst_protocol.states import EndReason, SessionState
+from cellburst_protocol.images import ImageRecipe
+from cellburst_protocol.messages import (
+    Event,
+    Message,
+    Notice,
+    Numbered,
+    ParkedInfo,
+    SessionInfo,
+    SessionParked,
+    SessionRow,
+    SideReply,
+    encode,
+)
+from cellburst_protocol.states import ContainerState, EndReason, SessionState
 
 from .calls import Call
 from .containers import ContainerHandle
+from .park_rules import Cause, Pending
 from .store_rows import SessionRecord
 
 if TYPE_CHECKING:
@@ -46,6 +63,37 @@ class Subscriber(Protocol):
         """Give the stream up: another one took the session."""
 
 
+@dataclass
+class ParkUnderWay:
+    """A park from its request to its outcome; the session's worker knows it by `id`."""
+
+    id: str
+    cause: Cause
+    waiters: list[asyncio.Future[SessionParked]] = field(default_factory=list)
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+    safe: bool = False  # its worker has said that it is on disk
+    lost: bool = False  # its worker is back and has neither the container nor the bytes
+
+    def done(self, answer: SessionParked) -> None:
+        """Tell who waits that it is parked."""
+        for waiter in self.waiters:
+            if not waiter.done():
+                waiter.set_result(answer)
+
+    def fail(self, why: CellburstError) -> None:
+        """Tell who waits that it is not."""
+        for waiter in self.waiters:
+            if not waiter.done():
+                waiter.set_exception(why)
+
+
+class KeptRecord(ParkedInfo, kw_only=True, omit_defaults=True):
+    """What the record has of a parked session: also the image that it goes on in, which nobody else is told."""
+
+    recipe: ImageRecipe | None = None
+
+
 class Session:
     """One session that has not ended."""
 
@@ -62,6 +110,15 @@ class Session:
         self.kernel_left_at: float | None = now
         self.idle_since = now
         self.superseded_at: float | None = now if record.state is SessionState.SUPERSEDED else None
+        self.kept = msgspec.json.decode(record.parked, type=ParkedInfo) if record.parked else None
+        self.kept_recipe = msgspec.json.decode(record.parked, type=KeptRecord).recipe if record.parked else None
+        self.kept_missing = False  # its worker has joined without the bytes
+        self.park: ParkUnderWay | None = None
+        if record.parking:
+            pending = msgspec.json.decode(record.parking, type=Pending)
+            self.park = ParkUnderWay(pending.id, pending.cause, safe=self.kept is not None)
+        self.park_failed_at: float | None = None
+        self.park_failure_told = False
         self.sides: dict[str, str] = {}  # side requests whose answers are due, and the keys of those
         self._ring: deque[tuple[int, Numbered, list[bytes], int]] = deque()
         self._ring_bytes = 0
@@ -131,6 +188,25 @@ class Session:
         """Whether another session has its name now."""
         return self.record.state is SessionState.SUPERSEDED
 
+    @property
+    def at_rest(self) -> SessionState:
+        """What it is when its call has ended."""
+        if self.is_superseded:
+            return self.state
+        if self.park is not None:
+            return SessionState.PARKING
+        if self.container is None:
+            return SessionState.PARKED if self.kept is not None else SessionState.IDLE
+        resuming = self.kept is not None and self.container.state is not ContainerState.READY
+        return SessionState.STARTING if resuming else SessionState.IDLE
+
+    @property
+    def shown_parked(self) -> ParkedInfo | None:
+        """What is kept of it, while that is all there is."""
+        if self.kept is None or self.kept_missing or self.container is not None:
+            return None
+        return self.kept
+
     def info(self) -> SessionInfo:
         """What the kernel is told."""
         now = self.hub.clock.monotonic()
@@ -144,11 +220,12 @@ class Session:
             running_call=self.call.id if self.call else "",
             last_sequence=self.last_sequence,
             superseded=old.row() if old else None,
+            parked=self.shown_parked,
         )
 
     def row(self) -> SessionRow:
         """What lists show."""
-        now = self.hub.clock.monotonic()
+        now, parked = self.hub.clock.monotonic(), self.shown_parked
         return SessionRow(
             id=self.id,
             notebook=self.record.notebook,
@@ -160,13 +237,26 @@ class Session:
             created_unix_seconds=self.record.created,
             last_used_unix_seconds=self.record.last_used,
             cost_usd=self.hub.sessions.cost_text(self),
+            names=parked.names if parked is not None else [],
+            parked=parked,
         )
 
     # -- its record ------------------------------------------------------------------------------------------------
 
+    @property
+    def recipe(self) -> ImageRecipe | None:
+        """The image of its container, or of what is kept of it; None is the mirror."""
+        return self.container.detail.recipe if self.container is not None else self.kept_recipe
+
+    def kept_text(self) -> str | None:
+        """What is kept of it, as the record has it; None where nothing is."""
+        if self.kept is None:
+            return None
+        return msgspec.json.encode(KeptRecord(**msgspec.structs.asdict(self.kept), recipe=self.kept_recipe)).decode()
+
     def update(
         self, *, state: SessionState | None = None, container: str | None = None, kernel_id: str | None = None,
-        reason: EndReason | None = None, detail: str | None = None,
+        reason: EndReason | None = None, detail: str | None = None, parking: str | None = None, parked: str | None = None,
     ) -> None:  # fmt: skip
         """Change the record. A superseded session stays so, whatever its calls do, until it ends."""
         self.hub.write_now()  # in order: what waits is of before
@@ -182,4 +272,6 @@ class Session:
             kernel_id=kernel_id,
             reason=reason,
             detail=detail,
+            parking=parking,
+            parked=parked,
         )

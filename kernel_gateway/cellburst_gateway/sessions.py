@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from cellburst_protocol.errors import CellburstError, ErrorCode, error
 from cellburst_protocol.messages import SessionRow, SessionStream, StopSession, UsageReport
-from cellburst_protocol.states import ContainerState, EndReason, SessionState
+from cellburst_protocol.states import EndReason, SessionState
 
 from .containers import ContainerHandle
 from .session import Session
@@ -87,13 +87,23 @@ class Sessions:
         if session.is_superseded and asked.attach:
             record, loser = self._hub.store.take_name(session.id, kernel_id=asked.kernel_id, now=self._hub.clock.wall())
             session.record, session.superseded_at = record, None
-            if session.call is not None:
-                session.update(state=SessionState.BUSY)
+            self._goes_on(session)
             if loser is not None and (other := self.get(loser.id)) is not None:
                 self._became_superseded(other)
         elif asked.kernel_id and session.record.kernel_id != asked.kernel_id and asked.attach:
             session.update(kernel_id=asked.kernel_id)
         return session
+
+    def _goes_on(self, session: Session) -> None:
+        """It was superseded and has its name back: its state is again what it does."""
+        if session.container is None:
+            return  # parked or idle, as the record found
+        if session.state is SessionState.PARKED:
+            session.update(state=SessionState.STARTING)
+        elif session.park is not None:
+            session.update(state=SessionState.PARKING)
+        elif session.call is not None:
+            session.update(state=SessionState.BUSY)
 
     def _make(self, owner: Owner, asked: SessionStream) -> Session:
         record, _, loser = self._hub.store.create_session(
@@ -104,7 +114,7 @@ class Sessions:
         self.add(session)
         if loser is not None and (old := self.get(loser.id)) is not None:
             self._became_superseded(old)
-            session.superseded = old.record if old.container is not None or old.call is not None else None
+            session.superseded = old.record if self._is_worth_keeping(old) else None
         log.info("session made", extra={"session": session.id, "superseded": loser.id if loser else ""})
         return session
 
@@ -112,31 +122,53 @@ class Sessions:
         session.record = self._hub.store.get_session(session.id)
         session.superseded_at = self._hub.clock.monotonic()
         session.tell_info()
-        if session.container is None and session.call is None:
-            self.end(session, EndReason.SUPERSEDED)
-        else:
+        if self._is_worth_keeping(session):
             self._hub.placer.kick()
+        else:
+            self.end(session, EndReason.SUPERSEDED)
+
+    @staticmethod
+    def _is_worth_keeping(session: Session) -> bool:
+        return session.container is not None or session.call is not None or session.kept is not None
 
     # -- ending ----------------------------------------------------------------------------------------------------
 
     def stop(self, owner: Owner, asked: StopSession) -> None:
         """A person ends a session. Raises RequestError (NOT_FOUND)."""
-        if asked.session:
-            session = self.owned(owner.workspace, asked.session)
-        else:
-            found = self.find(owner.workspace, asked.notebook, asked.name or "default")
-            if not found:
-                raise error(
-                    ErrorCode.NOT_FOUND, f"notebook {asked.notebook[:200]!r} has no live session {asked.name or 'default'!r}",
-                    next="`%modal status` lists the sessions there are",
-                )  # fmt: skip
-            session = found[0]
-        self.end(session, EndReason.STOPPED)
+        self.end(self.named(owner, asked.session, asked.notebook, asked.name), EndReason.STOPPED)
+
+    def named(self, owner: Owner, session: str, notebook: str, name: str) -> Session:
+        """The session that a person means, by its id or by notebook and name. Raises RequestError (NOT_FOUND)."""
+        if session:
+            return self.owned(owner.workspace, session)
+        found = self.find(owner.workspace, notebook, name or "default")
+        if not found:
+            raise error(
+                ErrorCode.NOT_FOUND, f"notebook {notebook[:200]!r} has no live session {name or 'default'!r}",
+                next="`%modal status` lists the sessions there are",
+            )  # fmt: skip
+        return found[0]
 
     def end(self, session: Session, reason: EndReason) -> None:
-        """End a session: its call, its container, its name."""
+        """End a session: its call, its container, its name, what is kept of it."""
         if session.state is SessionState.ENDED:
             return
+        self._hub.parking.forget(session)
+        self._end_what_runs(session, reason)
+        session.update(state=SessionState.ENDED, reason=reason)
+        session.tell_info()
+        del self._by_id[session.id]
+        self._hub.logs.release(session.id)
+        log.info("session ended", extra={"session": session.id, "reason": reason.value})
+
+    def shut_down(self, session: Session) -> None:
+        """The gateway stops: end a session, unless a worker keeps it or is about to; then only what runs of it."""
+        if session.kept is None and session.park is None:
+            self.end(session, EndReason.SHUTDOWN)
+        else:
+            self._end_what_runs(session, EndReason.SHUTDOWN)
+
+    def _end_what_runs(self, session: Session, reason: EndReason) -> None:
         call, container = session.call, session.container
         if call is not None:
             self._hub.placer.forget(call)
@@ -146,11 +178,6 @@ class Sessions:
         self._hub.write_now()
         if container is not None:
             self._hub.events.release(container, reason)
-        session.update(state=SessionState.ENDED, reason=reason)
-        session.tell_info()
-        del self._by_id[session.id]
-        self._hub.logs.release(session.id)
-        log.info("session ended", extra={"session": session.id, "reason": reason.value})
 
     def set_state(self, session: Session, state: SessionState) -> None:
         """Move a session, unless it is superseded: then it stays so."""
@@ -175,29 +202,14 @@ class Sessions:
         )  # fmt: skip
 
     def tick(self) -> None:
-        """End what nobody needs: idle containers, superseded sessions, sessions whose kernel is gone."""
+        """Park or end what nobody needs: idle, superseded and expired sessions, and those whose kernel is gone."""
         now = self._hub.clock.monotonic()
         for session in self:
             try:
                 self._hub.cells.tick(session)
-                self._tick(session, now)
+                self._hub.parking.tick(session, now)
             except CellburstError as why:
                 log.error("a session could not be looked after: %s", why.info.message, extra={"session": session.id})
-
-    def _tick(self, session: Session, now: float) -> None:
-        grace = self._hub.config.disconnect_grace_seconds
-        if session.call is not None:
-            return
-        if session.superseded_at is not None and now - session.superseded_at >= grace:
-            self.end(session, EndReason.SUPERSEDED)
-        elif session.kernel_left_at is not None and now - max(session.kernel_left_at, session.idle_since) >= grace:
-            self.end(session, EndReason.KERNEL_GONE)
-        elif (
-            session.container is not None
-            and session.container.state is ContainerState.READY
-            and now - session.idle_since >= session.container.detail.resources.scaledown_seconds
-        ):
-            self._hub.events.release(session.container, EndReason.IDLE)
 
     # -- how they are shown ----------------------------------------------------------------------------------------
 

@@ -33,7 +33,8 @@ All verbs (keyword-only after `*`):
         -> (SessionRecord, created: bool, superseded: SessionRecord | None)
     find_live_sessions(workspace, notebook, name) -> [SessionRecord]   not ended, newest generation first; [0].live or not
     get_session(session_id) -> SessionRecord               list_sessions(workspace=None, *, ended=False) -> [SessionRecord]
-    update_session(session_id, *, now, state=None, container=None, kernel_id=None, reason=None, detail=None) -> SessionRecord
+    update_session(session_id, *, now, state=None, container=None, kernel_id=None, reason=None, detail=None, parking=None,
+        parked=None) -> SessionRecord
     supersede_session(session_id, *, now) -> SessionRecord
     take_name(session_id, *, kernel_id, now) -> (SessionRecord, superseded | None)   an earlier session gets its name back
     record_call(call_id, owner, *, session, now, state=CREATED, container="", kind="cell", detail="", session_state=None)

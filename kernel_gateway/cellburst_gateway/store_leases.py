@@ -23,7 +23,7 @@ from .store_containers import add_container, change_container
 from .store_prepared import insert_row, row_of, update_row
 from .store_rows import ContainerRecord, LeaseRecord, Owner, SessionCost
 from .store_schema import leases, sessions
-from .store_sessions import change_session, locked_session
+from .store_sessions import at_rest, change_session, locked_session
 
 
 def _lease(row: Row[Any]) -> LeaseRecord:
@@ -77,16 +77,18 @@ class LeaseVerbs(StoreBase):
     ) -> tuple[ContainerRecord, LeaseRecord]:
         """End a container, close its lease and take it from its session, in one commit. Again: no change.
 
-        `seconds` is the worker's uptime; None leaves what was last touched. The session is left IDLE if it was waiting for
-        this container. Raises RequestError (NOT_FOUND).
+        `seconds` is the worker's uptime; None leaves what was last touched. A session that waited for this container, or was
+        being parked in it, is left PARKED where it is, else IDLE. Raises RequestError (NOT_FOUND).
         """
         with self._transaction() as c:
             ended = change_container(c, container_id, ContainerState.ENDED, now=now, reason=reason, detail=None)
             closed = _close(c, ended.lease, seconds=seconds, reason=reason, now=now)
             session = locked_session(c, ended.session)
             if session.container == container_id:
-                idle = SessionState.IDLE if session.state is SessionState.STARTING else None
-                change_session(c, session.id, now=now, state=idle, container="")
+                moves = session.state in (SessionState.STARTING, SessionState.PARKING)
+                change_session(
+                    c, session.id, now=now, state=at_rest(session) if moves else None, container="", parking=""
+                )
             return ended, closed
 
     def touch_lease(self, lease_id: str, *, seconds: float) -> LeaseRecord:

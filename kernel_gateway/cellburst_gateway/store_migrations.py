@@ -65,7 +65,16 @@ FIRST = Migration(
     ),
 )
 
-MIGRATIONS: tuple[Migration, ...] = (FIRST,)
+PARKING = Migration(
+    2,
+    "sessions that are being parked, and parked ones",
+    (
+        "ALTER TABLE sessions ADD COLUMN parking TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE sessions ADD COLUMN parked TEXT NOT NULL DEFAULT ''",
+    ),
+)
+
+MIGRATIONS: tuple[Migration, ...] = (FIRST, PARKING)
 
 # Any number that no other program would take: it keeps two processes from migrating one PostgreSQL database at once.
 _PG_MIGRATION_LOCK = 0x43B_0001

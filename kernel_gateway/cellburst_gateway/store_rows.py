@@ -49,7 +49,8 @@ class SessionRecord:
     """A session. `live` means that it holds its (workspace, notebook, name), which at most one session does.
 
     A superseded one is not live and may still have a container; `generation` counts from 1 per name. `container` is the
-    current one's id or "".
+    current one's id or "". `parking` (what is under way) and `parked` (what a worker keeps) are JSON of the gateway's own; the
+    record reads only whether they are empty.
     """
 
     id: str
@@ -66,6 +67,8 @@ class SessionRecord:
     last_used: float
     ended: float | None
     detail: str
+    parking: str = ""
+    parked: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,7 @@ tokens = _owned(
 sessions = _owned(
     "sessions", _text("notebook"), _text("name"), _whole("generation"), _text("kernel_id"), _text("state"), _whole("live"),
     _text("container"), _text("reason"), _time("created"), _time("last_used"), _time("ended", True), _text("detail"),
+    _text("parking"), _text("parked"),
 )  # fmt: skip
 calls = _owned(
     "calls", _text("session"), _text("container"), _text("kind"), _text("state"), _whole("attempt"), _text("reason"),

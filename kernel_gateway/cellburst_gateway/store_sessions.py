@@ -23,7 +23,7 @@ def session_record(row: Row[Any]) -> SessionRecord:
         id=row.id, owner=Owner(row.workspace, row.owner), notebook=row.notebook, name=row.name, generation=row.generation,
         kernel_id=row.kernel_id, state=SessionState(row.state), live=bool(row.live), container=row.container,
         reason=EndReason(row.reason) if row.reason else None, created=row.created, last_used=row.last_used, ended=row.ended,
-        detail=row.detail,
+        detail=row.detail, parking=row.parking, parked=row.parked,
     )  # fmt: skip
 
 
@@ -65,6 +65,7 @@ class SessionVerbs(StoreBase):
                 "id": session_id, "workspace": owner.workspace, "owner": owner.principal, "notebook": notebook, "name": name,
                 "generation": generation, "kernel_id": kernel_id, "state": SessionState.STARTING.value, "live": 1,
                 "container": "", "reason": "", "created": now, "last_used": now, "ended": None, "detail": detail,
+                "parking": "", "parked": "",
             }  # fmt: skip
             insert_row(c, sessions, values)
             return locked_session(c, session_id), True, loser
@@ -94,6 +95,7 @@ class SessionVerbs(StoreBase):
     def update_session(
         self, session_id: str, *, now: float, state: SessionState | None = None, container: str | None = None,
         kernel_id: str | None = None, reason: EndReason | None = None, detail: str | None = None,
+        parking: str | None = None, parked: str | None = None,
     ) -> SessionRecord:  # fmt: skip
         """Change what is given. The state it already has is no move; ENDED gives the name free.
 
@@ -110,6 +112,8 @@ class SessionVerbs(StoreBase):
                 kernel_id=kernel_id,
                 reason=reason,
                 detail=detail,
+                parking=parking,
+                parked=parked,
             )
 
     def supersede_session(self, session_id: str, *, now: float) -> SessionRecord:
@@ -120,7 +124,8 @@ class SessionVerbs(StoreBase):
     def take_name(self, session_id: str, *, kernel_id: str, now: float) -> tuple[SessionRecord, SessionRecord | None]:
         """Give a session (a superseded one, on attach) its name back for this kernel; whoever held it is superseded.
 
-        A superseded one becomes IDLE; the caller moves it to BUSY if it runs a cell. Again: no change. Raises RequestError
+        A superseded one becomes PARKED if it is, else IDLE; the caller moves it on from there if it runs a cell or is
+        being parked. Again: no change. Raises RequestError
         (NOT_FOUND; CONFLICT when it has ended).
         """
         with self._transaction() as c:
@@ -131,7 +136,9 @@ class SessionVerbs(StoreBase):
                 )
             holder = _holder(c, session.owner.workspace, session.notebook, session.name)
             loser = _supersede(c, holder, now) if holder is not None and holder.id != session_id else None
-            state = SessionState.IDLE if session.state is SessionState.SUPERSEDED else session.state
+            state = session.state
+            if state is SessionState.SUPERSEDED:
+                state = at_rest(session)
             values = {"live": 1, "kernel_id": kernel_id, "state": state.value, "last_used": now}
             update_row(c, sessions, session_id, values)
             return locked_session(c, session_id), loser
@@ -150,13 +157,19 @@ def locked_session(c: Connection, session_id: str) -> SessionRecord:
 def change_session(
     c: Connection, session_id: str, *, now: float, state: SessionState | None = None, container: str | None = None,
     kernel_id: str | None = None, reason: EndReason | None = None, detail: str | None = None,
-    unless: Collection[SessionState] = (),
+    parking: str | None = None, parked: str | None = None, unless: Collection[SessionState] = (),
 ) -> SessionRecord:  # fmt: skip
     """`update_session` inside another verb's transaction; a session in a state of `unless` is left as it is."""
     before = locked_session(c, session_id)
     if before.state in unless:
         return before
-    given = {"container": container, "kernel_id": kernel_id, "detail": detail}
+    given = {
+        "container": container,
+        "kernel_id": kernel_id,
+        "detail": detail,
+        "parking": parking,
+        "parked": parked,
+    }
     values: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     after = replace(before, **values)
     if state is not None and state is not before.state:
@@ -172,6 +185,11 @@ def change_session(
     if values:
         update_row(c, sessions, session_id, values)
     return after
+
+
+def at_rest(session: SessionRecord) -> SessionState:
+    """What a session without call and container is: PARKED while a worker keeps it, else IDLE."""
+    return SessionState.PARKED if session.parked else SessionState.IDLE
 
 
 def _holder(c: Connection, workspace: str, notebook: str, name: str) -> SessionRecord | None:

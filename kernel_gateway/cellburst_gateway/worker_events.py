@@ -13,6 +13,7 @@ from cellburst_protocol.messages import (
     CellDone,
     CellStarted,
     ContainerEnded,
+    ContainerParked,
     ContainerReady,
     ContainerReport,
     ContainerStarted,
@@ -20,13 +21,14 @@ from cellburst_protocol.messages import (
     IOPub,
     Message,
     Numbered,
+    ParkFailed,
     Phase,
     SideReply,
     decode,
 )
 from cellburst_protocol.states import CallState, ContainerState, EndReason, SessionState
 
-from .calls import Call
+from .calls import Call, merged
 from .containers import ContainerHandle
 from .ending import executor_end, how_a_cell_ended, lost_error
 from .session import Session
@@ -89,9 +91,13 @@ class WorkerEvents:
         session = self._hub.sessions.get(handle.session)
         if session is not None:
             self._event(session, handle, message, buffers)
-        elif isinstance(ended := decode(message.event), ContainerEnded):
+            return
+        event = decode(message.event)
+        if isinstance(event, ContainerEnded):
             source = (handle.id, message.sequence)
-            self.container_gone(handle, handle.stop_reason or ended.reason, ended.error, source=source)
+            self.container_gone(handle, handle.stop_reason or event.reason, event.error, source=source)
+        elif isinstance(event, ContainerParked):
+            self._hub.parking.orphan(handle.worker, event)
 
     def _event(self, session: Session, handle: ContainerHandle, message: Numbered, buffers: list[memoryview]) -> None:
         event = decode(message.event)
@@ -106,6 +112,10 @@ class WorkerEvents:
                 session.emit_raw(bytes(message.event), call=message.call, buffers=buffers, source=source)
                 if call is not None:
                     self.cell_done(session, call, event, buffers)
+            case ContainerParked():
+                self._hub.parking.parked(session, handle, event, source)
+            case ParkFailed():
+                self._hub.parking.failed(session, event, source)
             case ExecutorEnded():
                 self._executor_ended(session, handle, call, event, source)
             case _:
@@ -157,15 +167,17 @@ class WorkerEvents:
         handle.move(ContainerState.READY)
         info = handle.detail.info
         info.engine, info.isolates, info.network = event.engine.name, event.engine.isolates, event.network
+        info.python_version, info.image = event.python_version, event.image_id
         info.notes = [*([event.engine.warning] if event.engine.warning else []), *event.notes]
         if call is not None:
-            for phase in event.phases:
+            for phase in merged(event.phases):
                 call.add_phase(phase)
-        info.phases = call.phase_list() if call else event.phases
+        info.phases = call.phase_list() if call else merged(event.phases)
         now = self._hub.clock.monotonic()
+        not_resumed = bool(handle.detail.parked) and event.start not in ("snapshot", "names")
         started = ContainerStarted(
-            container=handle.info(now), phases=info.phases,
-            names_lost=handle.detail.names_lost, mirror_identity=handle.detail.mirror_identity,
+            container=handle.info(now), phases=info.phases, names_lost=handle.detail.names_lost or not_resumed,
+            mirror_identity=handle.detail.mirror_identity, start=event.start, lost=event.lost,
         )  # fmt: skip
         try:
             session.emit(started, call=call.id if call else "", source=source)
@@ -174,7 +186,8 @@ class WorkerEvents:
             handle.state = info.state = ContainerState.STARTING  # the worker keeps the event and sends it again
             raise
         session.lost_container = False
-        session.record = dataclasses.replace(session.record, state=state)
+        session.record = dataclasses.replace(session.record, state=state, parked="")
+        self._hub.parking.give_up(session, handle.detail.parked)
         self._hub.metrics.add("cellburst_starts_total")
         session.tell_info()
         if call is not None and sends:
@@ -194,8 +207,8 @@ class WorkerEvents:
             )
             if call:
                 store.move_call(call, CallState.SENT, now=wall, container=handle.id)
-            if state is not session.state:
-                store.update_session(session.id, now=wall, state=state)
+            if state is not session.state or session.kept is not None:
+                store.update_session(session.id, now=wall, state=state, parked="")
 
     # -- a worker's link came back ---------------------------------------------------------------------------------
 
@@ -210,8 +223,10 @@ class WorkerEvents:
             self._caught_up(handle)
 
     def _caught_up(self, handle: ContainerHandle) -> None:
-        """All that the worker had spooled is recorded: now it is known whether a sent cell had arrived there."""
+        """All that the worker had spooled is recorded: now it is known whether a cell, or a park, had arrived there."""
         session = self._hub.sessions.get(handle.session)
+        if session is not None and session.container is handle and session.kept is None:
+            self._hub.parking.ask_worker(session, handle)
         call = session.call if session is not None else None
         if session is None or call is None or call.container != handle.id:
             return
@@ -310,22 +325,28 @@ class WorkerEvents:
         source: tuple[str, int] | None,
     ) -> None:
         had_names = handle.state in (ContainerState.READY, ContainerState.STOPPING)
-        call = session.call
-        session.lost_container = session.lost_container or had_names
+        call, park = session.call, session.park
         if call is not None and call.state is CallState.STARTING:
             self._start_failed(session, call, handle, reason, why)
         elif call is not None and call.container == handle.id and not call.before_code:
             end, text = (call.end_reason or reason), lost_error(call, handle, reason, why, self._hub.clock.monotonic())
             self._hub.cells.end(session, call, end, error=text)
         session.emit(ContainerEnded(container=handle.id, reason=reason, error=why), source=source)
-        session.container = None
-        idle = SessionState.IDLE if session.call is None and not session.is_superseded else session.state
-        session.record = dataclasses.replace(session.record, container="", state=idle)
+        parks = park is not None or session.kept is not None
+        state = self._hub.parking.leaves(session, handle, reason)
+        session.container = session.park = None
+        session.lost_container = session.lost_container or (had_names and session.kept is None)
+        session.record = dataclasses.replace(session.record, container="", state=state)
         detail, wall = "names_lost" if session.lost_container else "", self._hub.clock.wall()
+        kept = session.kept_text()
+        moved = state if parks and not session.is_superseded else None
         self._hub.later(
-            lambda: self._hub.store.update_session(session.id, now=wall, container="", detail=detail)
+            lambda: self._hub.store.update_session(
+                session.id, now=wall, state=moved, container="", detail=detail, parking="", parked=kept
+            )
         )  # the log has it
         session.tell_info()
+        self._hub.parking.left(session, park)
 
     def _start_failed(
         self, session: Session, call: Call, handle: ContainerHandle, reason: EndReason, why: ErrorInfo | None

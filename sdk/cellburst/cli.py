@@ -3,81 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import importlib.util
 import json
 import os
 import sys
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+import time
+from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
 from rich.table import Table
 
-from cellburst_protocol.errors import CellburstError, ErrorCode, error
+from cellburst_protocol.errors import ErrorCode, error
 from cellburst_protocol.messages import (
     GetLogs,
     GetStatus,
     Logs,
+    ParkSession,
+    SessionParked,
     SessionRow,
     Status,
     StopSession,
     WorkerRow,
 )
 from cellburst_protocol.peer import Peer
-from cellburst_protocol.states import EndReason
+from cellburst_protocol.states import EndReason, SessionState
 
 from . import __version__, embedded
+from .cli_common import ask as _ask
+from .cli_common import err, out
+from .cli_common import shows_errors as _shows_errors
+from .cli_image import image
 from .config import settings
-from .endpoint import Endpoint
-from .link import Link
-
-T = TypeVar("T")
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
-
-
-def _shows_errors(command: Callable[..., T]) -> Callable[..., T]:
-    """One place where an error of ours becomes words and exit code 1."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> T:
-        try:
-            return command(*args, **kwargs)
-        except CellburstError as problem:
-            err.print(problem.info.text(), style="red", markup=False)
-            sys.exit(1)
-
-    return wrapped
-
-
-def _ask(question: Callable[[Peer], Awaitable[T]], *, start: bool = False) -> T:
-    """Run one exchange with the gateway; without `start`, a gateway that is not there is an error."""
-
-    def endpoint() -> Endpoint:
-        if start:
-            return embedded.ensure_gateway(lambda line: err.print(line, style="dim"))
-        configured = settings()
-        if not configured.gateway_url and embedded.find(configured.folders) is None:
-            raise error(
-                ErrorCode.GATEWAY_DOWN,
-                "no gateway is running",
-                next="`cellburst up` starts one; so does the first %%modal cell",
-            )
-        return embedded.ensure_gateway()
-
-    async def exchange() -> T:
-        link = Link(endpoint, role="cli")
-        try:
-            await link.connect()
-            assert link.peer is not None
-            return await question(link.peer)
-        finally:
-            await link.close()
-
-    return asyncio.run(exchange())
+from .money import usd_text
+from .parked import parked_now_text, parked_text, usage_text
 
 
 async def _status(peer: Peer) -> Status:
@@ -166,6 +125,8 @@ def _print_status(answer: Status) -> None:
             out.print(f"engine   {engine.name} {engine.version}  {engine.warning or 'isolates'}", markup=False)
         for note in worker.inventory.notes:
             out.print(f"note     {note}", markup=False)
+        if worker.snapshots is not None:
+            out.print(f"kept     {usage_text(worker.snapshots)}", markup=False)
     _print_sessions(answer.sessions)
     for line in answer.queue:
         out.print(f"waiting  {line}", markup=False)
@@ -181,14 +142,19 @@ def _print_sessions(sessions: list[SessionRow]) -> None:
     if not sessions:
         out.print("no sessions")
         return
-    table = Table("session", "notebook", "name", "state", "GPU", "engine", "USD/h", "cost USD", box=None)
+    table = Table("session", "notebook", "name", "state", "GPU", "engine", "per hour", "cost", box=None)
     for row in sessions:
         container = row.container
         gpus = ", ".join(g.type + (" (simulated)" if g.simulated else "") for g in container.gpus) if container else ""
-        hourly = f"{float(container.usd_per_second) * 3600:.2f}" if container else "0"
+        hourly = usd_text(container.usd_per_second, per_hour=True) if container else "-"
         engine = container.engine if container else ""
-        table.add_row(row.id[:12], row.notebook, row.name, row.state.value, gpus or "-", engine, hourly, row.cost_usd)
+        table.add_row(
+            row.id[:12], row.notebook, row.name, row.state.value, gpus or "-", engine, hourly, usd_text(row.cost_usd)
+        )
     out.print(table)
+    for row in sessions:
+        if row.parked is not None:
+            out.print(f"parked   {row.id[:12]}: {parked_text(row.parked, time.time())}", markup=False)
 
 
 def _duration(seconds: float) -> str:
@@ -211,6 +177,8 @@ def ps(as_json: bool) -> None:
 
 def _find(sessions: list[SessionRow], wanted: str) -> SessionRow:
     matches = [s for s in sessions if s.id.startswith(wanted) or s.name == wanted or s.notebook == wanted]
+    holders = [s for s in matches if s.state is not SessionState.SUPERSEDED]
+    matches = holders or matches  # a name means who has it now
     if len(matches) == 1:
         return matches[0]
     known = ", ".join(f"{s.id[:12]} ({s.notebook}: {s.name})" for s in sessions) or "there are none"
@@ -249,7 +217,29 @@ def stop(session: str) -> None:
         return row
 
     row = _ask(question)
-    out.print(f"stopped {row.notebook}: {row.name}; cost {row.cost_usd} USD")
+    out.print(f"stopped {row.notebook}: {row.name}; cost {usd_text(row.cost_usd)}")
+
+
+PARK_SECONDS = 600.0  # tens of GB of memory go to a slow disk in that time
+
+
+@main.command()
+@click.argument("session")
+@_shows_errors
+def park(session: str) -> None:
+    """Put an idle session away: it holds and costs nothing, and its next cell brings it back."""
+
+    async def question(peer: Peer) -> SessionParked:
+        row = _find((await _status(peer)).sessions, session)
+        answer = await peer.request(ParkSession(session=row.id), timeout_seconds=PARK_SECONDS)
+        assert isinstance(answer, SessionParked)
+        return answer
+
+    with err.status("parking…"):
+        answer = _ask(question)
+    out.print(f"parked: {parked_now_text(answer.parked)}; nothing runs, nothing costs", markup=False)
+    for note in answer.notes:
+        out.print(note, markup=False)
 
 
 def _become(package: str, extra: str, arguments: tuple[str, ...]) -> None:
@@ -276,3 +266,6 @@ def gateway(arguments: tuple[str, ...]) -> None:
 def worker(arguments: tuple[str, ...]) -> None:
     """Run a worker in the foreground: --join URL --token-file FILE [--simulate-gpus A100:1]."""
     _become("cellburst_worker", "worker", arguments)
+
+
+main.add_command(image)

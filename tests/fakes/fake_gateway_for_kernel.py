@@ -97,8 +97,37 @@ class FakeSession:
             except LinkClosed:
                 self.stream = None
 
+    def park(self, parked: m.ParkedInfo, reason: EndReason = EndReason.PARKED) -> None:
+        """What a kernel hears when its session is parked. On the gateway's loop."""
+        assert self.info.container is not None
+        container = self.info.container.id
+        self.emit(m.ContainerParked(parked=parked, seconds=0.4), "")
+        self.emit(m.ContainerEnded(container=container, reason=reason), "")
+        self.info.container, self.info.parked, self.info.state = None, parked, SessionState.PARKED
+        self.tell_info()
+
+    def resumed(self, cell: Cell, container: str, start: m.StartKind, **fields: Any) -> None:
+        """What a kernel hears when its next cell has brought it back, up to the cell's own start."""
+        box = msgspec.structs.replace(BOX, id=container)
+        phases = [m.PhaseTime(name="queue", seconds=0.01), m.PhaseTime(name="restore", seconds=0.42, detail="session")]
+        phases = fields.pop("phases", phases)
+        cell.emit(m.ContainerStarted(container=box, phases=phases, start=start, **fields))
+        self.info.container, self.info.parked, self.info.state = box, None, SessionState.BUSY
+        self.tell_info()
+        cell.emit(m.CellStarted())
+
+    def ended(self) -> None:
+        """What a kernel hears when somebody else ended its session. On the gateway's loop."""
+        self.info.container, self.info.parked, self.info.state = None, None, SessionState.ENDED
+        self.tell_info()
+
+    def tell_info(self) -> None:
+        """Send SessionInfo. On the gateway's loop."""
+        self._post(self.info, [])
+
     def resume(self, stream: Stream, from_sequence: int) -> None:
         self.stream = stream
+        self.info.acknowledged_sequence, self.info.last_sequence = self.acked, len(self.log)
         stream.post(self.info)
         for numbered, buffers in self.log[from_sequence:]:
             stream.post(numbered, buffers)
@@ -130,6 +159,19 @@ class FakeKernelGateway:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
+
+    def tell(self, session: FakeSession, act: Callable[[], None]) -> None:
+        """Do something on the gateway's loop, and wait until the session's kernel has taken all of it."""
+
+        async def done() -> None:
+            act()
+            session.emit(m.Phase(name="run"), "")  # numbered, so acknowledged, and of no meaning between cells
+            last = len(session.log)
+            async with asyncio.timeout(20):
+                while session.acked < last:
+                    await asyncio.sleep(0.01)
+
+        self.call(done())
 
     def call(self, coroutine: Any) -> Any:
         """Run a coroutine on the gateway's loop and wait for it."""

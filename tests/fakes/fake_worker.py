@@ -7,7 +7,8 @@ It starts "containers" at once and runs "cells" by script: a cell's code is line
     crash           ExecutorEnded                 oom             ContainerEnded(out_of_memory)
     raise NAME      CellDone(status error)        refuse          CellDone with the worker's own error, nothing started
 
-Events are spooled until acknowledged and sent again after a lost link, as the real worker does.
+Events are spooled until acknowledged and sent again after a lost link, as the real worker does. A parked session is a line in
+`parked`, resumed by the rung that `resumes_by` says; `kill()` and a new `instance` are a worker that was killed and came back.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ import msgspec
 import websockets.asyncio.client as ws
 from websockets.exceptions import WebSocketException
 
-from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo
+from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo, error
 from cellburst_protocol.framing import MAX_FRAME_BYTES
+from cellburst_protocol.images import image_key
 from cellburst_protocol.messages import (
     Ack,
     CellDone,
     CellStarted,
     ContainerEnded,
+    ContainerParked,
     ContainerReady,
     ContainerReport,
     ContainerStream,
@@ -38,6 +41,7 @@ from cellburst_protocol.messages import (
     EngineInfo,
     Event,
     ExecutorEnded,
+    ForgetParked,
     GpuShown,
     Heartbeat,
     Hello,
@@ -50,17 +54,24 @@ from cellburst_protocol.messages import (
     NamesData,
     NamesNeeded,
     Numbered,
+    ParkContainer,
+    ParkedInfo,
+    ParkFailed,
     PhaseTime,
+    RemoteName,
     RunCell,
     SideReply,
     SideRequest,
+    SnapshotUsage,
     StartContainer,
+    StartKind,
     StopContainer,
     encode,
 )
 from cellburst_protocol.peer import Peer, Stream, StreamEnded
 from cellburst_protocol.states import ContainerState, EndReason
 from cellburst_protocol.version import PROTOCOL_VERSION
+from tests.fakes.fake_image_desk import FakeImageDesk
 
 
 @dataclass
@@ -77,6 +88,8 @@ class FakeContainer:
     more: asyncio.Event = field(default_factory=asyncio.Event)
     interrupted: asyncio.Event = field(default_factory=asyncio.Event)
     released: asyncio.Event = field(default_factory=asyncio.Event)
+    parking: str = ""  # the id of a park that is under way
+    ready_sequence: int = 0
     names: asyncio.Queue[NamesData] = field(default_factory=asyncio.Queue)
     received: list[Message] = field(default_factory=list)
 
@@ -118,6 +131,13 @@ class FakeWorker:
         self.heartbeat_seconds = 1.0
         self.hold_ready = False  # accept containers and never say that they are ready
         self.hold_heartbeat = False
+        self.hold_park = False  # begin to park and never finish; `finish_park` does
+        self.park_fails: ErrorInfo | None = None
+        self.resumes_by: StartKind = "snapshot"
+        self.phases: list[PhaseTime] = []  # of starts, where a test says more than the usual one
+        self.parked: dict[str, ParkedInfo] = {}
+        self.parks_asked: list[ParkContainer] = []
+        self.forgotten: list[str] = []
         self.may_dial = asyncio.Event()  # cleared: stays away after a lost link
         self.may_dial.set()
         self.containers: dict[str, FakeContainer] = {}
@@ -127,6 +147,7 @@ class FakeWorker:
         self.peer: Peer | None = None
         self.socket: ws.ClientConnection | None = None
         self.error: Exception | None = None
+        self.images = FakeImageDesk()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._main: asyncio.Task[None] | None = None
         self._loop_time = asyncio.get_running_loop().time
@@ -160,6 +181,17 @@ class FakeWorker:
         if self.socket is not None:
             await self.socket.close()
 
+    async def kill(self) -> None:
+        """Lose the process with its containers; `revive` is the next one on the same disk."""
+        self.may_dial.clear()
+        self.containers.clear()
+        self.instance = f"{self.instance}+"
+        await self.drop_link()
+
+    def revive(self) -> None:
+        """Dial again."""
+        self.may_dial.set()
+
     async def drop_link(self) -> None:
         """Lose the link; `run` dials again."""
         self.joined.clear()
@@ -171,7 +203,7 @@ class FakeWorker:
             self.url, additional_headers={"Authorization": f"Bearer {self.token}"}, compression=None,
             max_size=MAX_FRAME_BYTES + 1024, ping_interval=None, proxy=None, close_timeout=0.2,
         )  # fmt: skip
-        peer = self.peer = Peer(dialer=True, on_message=self._control)
+        peer = self.peer = Peer(dialer=True, on_message=self._control, on_open=self.images.opened)
         work = [asyncio.create_task(self._read(peer)), asyncio.create_task(peer.pump(self.socket.send))]
         try:
             await peer.request(
@@ -186,10 +218,13 @@ class FakeWorker:
                 for c in self.containers.values()
             ]  # fmt: skip
             joined = await peer.request(
-                JoinWorker(worker=self.name, inventory=self.inventory, containers=reports, pid=self.pid)
-            )
+                JoinWorker(
+                    worker=self.name, inventory=self.inventory, containers=reports, parked=list(self.parked.values()), pid=self.pid
+                )
+            )  # fmt: skip
             assert isinstance(joined, Joined)
             self.joins.append(joined)
+            self.forget(joined.forget)
             for name in joined.stop:
                 self.containers.pop(name, None)
             for name, recorded in joined.adopted.items():
@@ -219,7 +254,9 @@ class FakeWorker:
                     )
                     for name in self.containers
                 ]
-                peer.notify(Heartbeat(worker=self.name, usage=usage))
+                sizes = [info.size_bytes for info in self.parked.values()]
+                kept = SnapshotUsage(parked_count=len(sizes), parked_bytes=sum(sizes), limit_bytes=10**12)
+                peer.notify(Heartbeat(worker=self.name, usage=usage, snapshots=kept))
             await asyncio.sleep(self.heartbeat_seconds)
 
     # -- what the gateway asks ---------------------------------------------------------------------------------------
@@ -233,6 +270,11 @@ class FakeWorker:
                 self._open(self.peer, container, 0)
                 if not self.hold_ready:
                     self.ready(container)
+            case ParkContainer():
+                self.parks_asked.append(message)
+                self._park(message)
+            case ForgetParked():
+                self.forget(message.parked)
             case StopContainer():
                 if message.container in self.containers:
                     self.end(message.container, message.reason)
@@ -240,17 +282,71 @@ class FakeWorker:
                 self.interrupts.append(message)
                 if message.container in self.containers:
                     self.containers[message.container].interrupted.set()
+            case _:
+                return self.images.answer(message)
         return None
 
     def ready(self, container: FakeContainer) -> None:
         """Say that a container is up."""
         container.state = ContainerState.READY
+        start: StartKind = "boot"
+        lost: list[RemoteName] = []
+        if container.start.parked:
+            info = self.parked.get(container.start.parked)
+            start = self.resumes_by if info is not None else "boot"
+            lost = info.lost if info is not None and start == "names" else []
+        detail = {"snapshot": "session", "template": "template"}.get(start, "")
+        phases = self.phases or [PhaseTime(name="restore" if detail else "boot", seconds=0.01, detail=detail)]
         container.emit(
             ContainerReady(
-                engine=self.inventory.engines[0], network="none", phases=[PhaseTime(name="boot", seconds=0.01)]
+                engine=self.inventory.engines[0],
+                network="none",
+                phases=phases,
+                python_version="3.12.1",
+                image_id=image_key(container.start.recipe) if container.start.recipe is not None else "",
+                start=start,
+                lost=lost,
             ),
             call=container.start.prepare_call,
         )
+        container.ready_sequence = container.sequence
+
+    def _park(self, asked: ParkContainer) -> None:
+        container = self.containers.get(asked.container)
+        if container is None:
+            raise error(ErrorCode.NOT_FOUND, f"container {asked.container} is not here")
+        if container.running:
+            raise error(ErrorCode.BUSY, "a cell runs")
+        if container.parking == asked.parked:
+            return
+        container.parking = asked.parked
+        if not self.hold_park:
+            self.finish_park(container)
+
+    def finish_park(self, container: FakeContainer) -> None:
+        """Commit what is being parked, or fail as `park_fails` says."""
+        id, container.parking = container.parking, ""
+        if self.park_fails is not None:
+            container.emit(ParkFailed(parked=id, error=self.park_fails))
+            return
+        info = self.commit(id, container)
+        container.emit(ContainerParked(parked=info, seconds=0.5, notes=["a note of the park"]))
+        self.end(container.start.container, EndReason.PARKED)
+
+    def commit(self, id: str, container: FakeContainer) -> ParkedInfo:
+        """Have the bytes on disk, without a word."""
+        lost = [RemoteName(name="gen", type="generator", why="unpicklable", detail="cannot pickle 'generator' object")]
+        info = self.parked[id] = ParkedInfo(
+            id=id, session=container.start.session, size_bytes=1_200_000_000, names=["x", "y"], lost=lost,
+            parked_unix_seconds=1_700_000_000.0,
+        )  # fmt: skip
+        return info
+
+    def forget(self, parked: Sequence[str]) -> None:
+        """Remove parked sessions."""
+        for id in parked:
+            self.forgotten.append(id)
+            self.parked.pop(id, None)
 
     def end(self, name: str, reason: EndReason) -> None:
         """End a container."""
@@ -296,6 +392,8 @@ class FakeWorker:
                 match message:
                     case Ack():
                         container.spool = [e for e in container.spool if e[0].sequence > message.sequence]
+                        if container.ready_sequence and message.sequence >= container.ready_sequence:
+                            self.parked.pop(container.start.parked, None)  # it runs, and the gateway knows
                     case RunCell():
                         if message.call != container.running:
                             container.running = message.call

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -189,6 +191,73 @@ def test_what_an_eviction_would_free_is_nobodys_until_it_has_happened() -> None:
     outcomes = place_all([want("", "1", memory=512), want("", "2", memory=512)], fleet)
     assert waits(outcomes["1"]).evict == ("lease-idle",)
     assert waits(outcomes["2"]).evict == ()
+
+
+def idle(fleet: list[Machine], **seconds: float) -> list[Machine]:
+    """The same fleet with sessions that have been idle so long, and those that are leaving (-1)."""
+    return [
+        replace(
+            m,
+            holdings=tuple(
+                replace(h, evictable=seconds[h.who] >= 0, idle_seconds=max(0.0, seconds[h.who]), leaving=seconds[h.who] < 0)
+                if h.who in seconds
+                else h
+                for h in m.holdings
+            ),
+        )
+        for m in fleet
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wanted", "seconds", "parks"),
+    [
+        ("T4", {"one": 40, "two": 50}, ("lease-two",)),  # longest idle first
+        ("T4", {"one": 50, "two": 40}, ("lease-one",)),
+        ("T4:2", {"one": 40, "two": 50}, ("lease-two", "lease-one")),
+        ("T4:2", {"one": 40}, ()),  # no set that helps: nobody
+        ("H100", {"one": 50, "big": 40}, ("lease-big",)),  # only what fits counts
+        ("H100", {"one": 50}, ()),
+        ("T4", {"one": float("inf"), "two": 10_000}, ("lease-one",)),
+        ("T4", {"one": 50, "two": -1}, ()),  # one is on its way out: enough
+        ("T4:2", {"one": 50, "two": -1}, ("lease-one",)),
+    ],
+)
+def test_who_is_parked_for_a_request_that_waits(wanted: str, seconds: dict[str, float], parks: tuple[str, ...]) -> None:
+    fleet = [machine("a", "T4 T4 H100", held={"one": [0], "two": [1], "big": [2]})]
+    assert waits(place(want(wanted), idle(fleet, **seconds))).evict == parks
+
+
+def test_an_idle_session_with_only_cpu_and_memory_is_parked_for_those() -> None:
+    fleet = [machine("a", cpu=2, memory=4096, held={"one": [], "two": []})]
+    assert waits(place(want("", cpu=1), idle(fleet, one=40, two=60))).evict == ("lease-two",)
+    assert waits(place(want("", cpu=2), idle(fleet, one=40, two=60))).evict == ("lease-two", "lease-one")
+    assert waits(place(want("", cpu=1), idle(fleet, one=40, two=-1))).evict == ()
+
+
+def test_two_requests_that_want_one_idle_session_park_it_once() -> None:
+    fleet = [machine("a", "T4", held={"one": [0]}), machine("b", "T4", held={"two": [0]})]
+    first = idle(fleet, one=50)
+    outcomes = place_all([want("T4", "1"), want("T4", "2")], first)
+    assert (waits(outcomes["1"]).evict, waits(outcomes["2"]).evict) == (("lease-one",), ())
+    later = place_all([want("T4", "1"), want("T4", "2")], idle(fleet, one=-1, two=31))  # it is being parked now
+    assert (waits(later["1"]).evict, waits(later["1"]).worker) == ((), "a")
+    assert (waits(later["2"]).evict, waits(later["2"]).worker) == (("lease-two",), "b")
+
+
+def test_nobody_goes_on_one_machine_for_what_leaves_on_another() -> None:
+    fleet = [machine("a", "T4", held={"one": [0]}), machine("b", "T4 T4", held={"two": [0], "three": [1]})]
+    outcome = waits(place(want("T4"), idle(fleet, one=100, two=-1)))
+    assert (outcome.evict, outcome.worker) == ((), "b")
+
+
+def test_a_parked_session_is_placed_where_it_is_kept_and_nowhere_else() -> None:
+    fleet = [machine("a", "T4"), machine("b", "T4 T4", held={"x": [0]}), machine("c", "H100")]
+    assert placed(place(replace(want("T4"), only="b"), fleet))[0] == "b"
+    full = [machine("a", "T4"), machine("b", "T4", held={"x": [0]})]
+    assert waits(place(replace(want("T4"), only="b"), full)).worker == "b"
+    refused(place(replace(want("T4"), only="c"), fleet))
+    refused(place(replace(want("T4"), only="gone"), fleet), ErrorCode.NO_WORKER)
 
 
 # -- what is refused ----------------------------------------------------------------------------------------------------

@@ -137,6 +137,46 @@ def test_a_refused_move_changes_nothing_else_in_the_same_verb(store: Store) -> N
     assert (found.container, found.detail, found.state, found.last_used) == ("c1", "{}", SessionState.BUSY, 11.0)
 
 
+def test_what_is_kept_of_a_session_is_recorded_and_says_what_it_is_without_a_container(store: Store) -> None:
+    session(store)
+    place(store)
+    store.update_session("s1", now=11.0, state=SessionState.IDLE)
+    parking = store.update_session("s1", now=12.0, state=SessionState.PARKING, parking='{"id":"p-1"}')
+    assert (parking.parking, parking.parked, parking.live) == ('{"id":"p-1"}', "", True)
+    kept = store.update_session("s1", now=13.0, parked='{"size":1}')
+    assert kept.state is SessionState.PARKING
+    store.end_container("c1", EndReason.PARKED, now=14.0, seconds=3.0)
+    found = store.get_session("s1")
+    assert (found.state, found.container, found.parking, found.parked) == (SessionState.PARKED, "", "", '{"size":1}')
+    assert store.update_session("s1", now=15.0, state=SessionState.STARTING).parked == '{"size":1}'
+    assert store.update_session("s1", now=16.0, state=SessionState.BUSY, parked="").parked == ""
+
+
+@pytest.mark.parametrize("waits", [SessionState.STARTING, SessionState.PARKING])
+@pytest.mark.parametrize("kept", ["", "{}"])
+def test_a_container_that_ends_leaves_its_session_parked_or_idle(store: Store, waits: SessionState, kept: str) -> None:
+    session(store)
+    place(store)
+    if waits is SessionState.PARKING:
+        store.update_session("s1", now=11.0, state=SessionState.IDLE)
+        store.update_session("s1", now=12.0, state=SessionState.PARKING, parking="{}")
+    store.update_session("s1", now=13.0, parked=kept)
+    store.end_container("c1", EndReason.START_FAILED, now=14.0)
+    found = store.get_session("s1")
+    assert (found.state, found.parking) == (SessionState.PARKED if kept else SessionState.IDLE, "")
+
+
+def test_a_parked_session_that_lost_its_name_gets_it_back_parked(store: Store) -> None:
+    session(store)
+    store.update_session("s1", now=11.0, state=SessionState.IDLE)
+    store.update_session("s1", now=12.0, state=SessionState.PARKING)
+    store.update_session("s1", now=13.0, state=SessionState.PARKED, parked="{}")
+    _, _, loser = session(store, "s2", supersede=True, kernel_id="k2")  # type: ignore[misc]
+    assert (loser.id, loser.state, loser.parked) == ("s1", SessionState.SUPERSEDED, "{}")
+    back, _ = store.take_name("s1", kernel_id="k9", now=30.0)
+    assert (back.state, back.live) == (SessionState.PARKED, True)
+
+
 # -- calls --------------------------------------------------------------------------------------------------------------
 
 

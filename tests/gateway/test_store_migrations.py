@@ -14,8 +14,9 @@ from cellburst_gateway.store_schema import metadata
 from cellburst_protocol.errors import ErrorCode, PlatformError
 from tests.gateway.postgres import pg_cluster, record_url  # noqa: F401  fixtures
 
-SECOND = Migration(
-    2, "a colour for each session", ("ALTER TABLE sessions ADD COLUMN colour TEXT", "CREATE TABLE dyes (id TEXT)")
+NOW = len(MIGRATIONS)
+NEXT = Migration(
+    NOW + 1, "a colour for each session", ("ALTER TABLE sessions ADD COLUMN colour TEXT", "CREATE TABLE dyes (id TEXT)")
 )
 
 
@@ -50,7 +51,9 @@ def test_opening_again_changes_nothing(record_url: str) -> None:  # noqa: F811
     Store.open(record_url, now=1.0).close()
     store = Store.open(record_url, now=2.0)
     with store._transaction() as c:
-        assert c.execute(text("SELECT version, applied FROM schema_version")).all() == [(1, 1.0)]
+        assert c.execute(text("SELECT version, applied FROM schema_version")).all() == [
+            (step.version, 1.0) for step in MIGRATIONS
+        ]
     store.close()
 
 
@@ -59,7 +62,7 @@ def test_a_record_of_a_newer_version_is_refused_and_not_touched(record_url: str)
     with store._transaction() as c:
         c.execute(text("INSERT INTO schema_version VALUES (99, 1.0)"))
     store.close()
-    with pytest.raises(PlatformError, match=r"version 99; this Cellburst knows up to 1") as caught:
+    with pytest.raises(PlatformError, match=rf"version 99; this Cellburst knows up to {NOW}\b") as caught:
         Store.open(record_url, now=2.0)
     assert caught.value.code is ErrorCode.STORE
 
@@ -67,10 +70,29 @@ def test_a_record_of_a_newer_version_is_refused_and_not_touched(record_url: str)
 def test_an_old_record_gets_only_the_missing_steps(record_url: str) -> None:  # noqa: F811
     store = Store.open(record_url, now=1.0)
     with store._transaction() as c:
-        assert migrate(c, now=2.0, migrations=(FIRST, SECOND)) == 2
+        assert migrate(c, now=2.0, migrations=(*MIGRATIONS, NEXT)) == NOW + 1
     with store._transaction() as c:
-        assert version_of(c) == 2
+        assert version_of(c) == NOW + 1
         assert "colour" in {col["name"] for col in inspect(c).get_columns("sessions")}
+    store.close()
+
+
+def test_sessions_of_the_first_version_are_not_parked(record_url: str) -> None:  # noqa: F811
+    store = Store.open(record_url, now=1.0)
+    with store._transaction() as c:
+        for table in metadata.sorted_tables:
+            c.execute(text(f"DROP TABLE {table.name}"))
+        migrate(c, now=1.0, migrations=(FIRST,))
+        c.execute(
+            text(
+                "INSERT INTO sessions VALUES ('s1', 'lab', 'ann', 'n.ipynb', 'default', 1, 'k1', 'idle', 1, '', '', 1.0, 1.0,"
+                " NULL, '')"
+            )
+        )
+    store.close()
+    store = Store.open(record_url, now=2.0)
+    found = store.get_session("s1")
+    assert (found.state.value, found.parking, found.parked) == ("idle", "", "")
     store.close()
 
 
@@ -84,10 +106,10 @@ class UntilKilled(tuple):
         yield self[0]
         os.kill(os.getpid(), signal.SIGKILL)
 
-step = m.Migration(2, "half", UntilKilled(("ALTER TABLE sessions ADD COLUMN colour TEXT", "CREATE TABLE dyes (id TEXT)")))
+step = m.Migration(len(m.MIGRATIONS) + 1, "half", UntilKilled(("ALTER TABLE sessions ADD COLUMN colour TEXT", "CREATE TABLE dyes (id TEXT)")))
 store = Store.open(sys.argv[1], now=1.0)
 with store._transaction() as c:
-    m.migrate(c, now=2.0, migrations=(m.FIRST, step))
+    m.migrate(c, now=2.0, migrations=(*m.MIGRATIONS, step))
 """
 
 
@@ -96,7 +118,7 @@ def test_a_migration_that_is_killed_half_way_leaves_the_old_schema(record_url: s
     assert done.returncode == -9, done.stderr
     store = Store.open(record_url, now=3.0)
     with store._transaction() as c:
-        assert version_of(c) == 1
+        assert version_of(c) == NOW
         assert "colour" not in {col["name"] for col in inspect(c).get_columns("sessions")}
-        migrate(c, now=4.0, migrations=(FIRST, SECOND))
+        migrate(c, now=4.0, migrations=(*MIGRATIONS, NEXT))
     store.close()

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
+
+import msgspec
+import pytest
 
 from cellburst_protocol import messages as m
+from cellburst_protocol.resources import GpuChoice, Resources
 from cellburst_protocol.states import SessionState
 from tests.fakes.fake_gateway_for_kernel import BOX, Cell, FakeKernelGateway
 from tests.jupyter_ext.conftest import Notebook
@@ -144,9 +149,24 @@ def test_files_are_told_once_and_names_listed(gateway: FakeKernelGateway, notebo
     assert any(isinstance(control, m.StopSession) and control.session == "s-1" for control in gateway.controls)
 
 
+def test_get_without_a_file_lists_what_was_written(gateway: FakeKernelGateway, notebook: Notebook) -> None:
+    files: list[dict[str, object]] = []
+    gateway.side = lambda request: m.SideReply(
+        id=request.id, content={"files": files} if request.kind == "file_list" else {}
+    )
+    notebook.run("%%modal\n1")
+    row = m.SessionRow(id="s-1", notebook="n", name="default", state=SessionState.IDLE, container=BOX)
+    gateway.answers[m.FindSession] = m.SessionFound(sessions=[row])
+    assert notebook.run("%modal get")[1][0]["content"]["text"] == "session 'default' has written no files\n"
+    files += [{"path": "a b.csv", "size_bytes": 1500}, {"path": "old", "deleted": True}]
+    assert "".join(x["content"]["text"] for x in notebook.run("%modal get")[1]) == (
+        'a b.csv  1.5 kB\nold      deleted there only\n`%modal get "a b.csv"` brings that one here\n'
+    )
+
+
 def test_line_magic_refusals_say_the_way_out(notebook: Notebook) -> None:
     for line, words in {
-        "%modal statsu": "did you mean `%modal status`?", "%modal get": "needs a file", "%modal park": "not in this version",
+        "%modal statsu": "did you mean `%modal status`?", "%modal put": "needs a file", "%modal park now": "takes no 'now'",
         "%modal stop now": "takes no 'now'",
     }.items():  # fmt: skip
         reply, _ = notebook.run(line)
@@ -179,3 +199,80 @@ def test_after_a_restart_the_earlier_cell_can_be_attached_to(gateway: FakeKernel
     assert notebook.finish(attach)["status"] == "ok"
     text = "".join(x["content"]["text"] for x in notebook.output(attach))
     assert text == "cellburst: attached to session 'default' with x\nbefore\nafter\n"
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_attach_shows_an_ended_cell_only_if_nobody_saw_its_end(
+    seen: bool, gateway: FakeKernelGateway, notebook: Notebook
+) -> None:
+    async def play(cell: Cell) -> None:
+        cell.print("of the last cell\n")
+        cell.done()
+        cell.end()
+
+    gateway.scripts["play"] = play
+    notebook.run("%%modal card=off\n#!play")
+    session = gateway.sessions["default"]
+    end = time.monotonic() + 20
+    while session.acked < len(session.log):
+        assert time.monotonic() < end, "the kernel acknowledges what it has shown"
+        time.sleep(0.01)
+    if not seen:
+        session.acked -= 1
+    notebook.manager.restart_kernel(now=True)
+    notebook.client.wait_for_ready(timeout=30)
+    row = m.SessionRow(id="s-1", notebook="n", name="default", state=SessionState.IDLE, kernel_id="other", names=["x"])
+    gateway.answers[m.FindSession] = m.SessionFound(sessions=[row])
+    reply, output = notebook.run("%modal attach")
+    assert reply["status"] == "ok"
+    text = "".join(x["content"]["text"] for x in output)
+    assert text == "cellburst: attached to session 'default' with x\n" + ("" if seen else "of the last cell\n")
+    assert notebook.run("%%modal card=off\n#!play")[1][-1]["content"]["text"] == "of the last cell\n"
+
+
+def test_after_attach_a_line_with_only_limits_takes_the_containers_resources(
+    gateway: FakeKernelGateway, notebook: Notebook
+) -> None:
+    notebook.run("%%modal\n1")
+    session = gateway.sessions["default"]
+    asked = Resources(gpus=(GpuChoice("A100"),), cpu=2.0, memory_mib=8192, network="none", budget_usd="9")
+    session.info.container = msgspec.structs.replace(BOX, resources=asked)
+    notebook.manager.restart_kernel(now=True)
+    notebook.client.wait_for_ready(timeout=30)
+    row = m.SessionRow(id="s-1", notebook="n", name="default", state=SessionState.IDLE, kernel_id="other")
+    gateway.answers[m.FindSession] = m.SessionFound(sessions=[row])
+    notebook.run("%modal attach")
+    notebook.run("%%modal timeout=60s\n1")
+    assert session.cells[-1].request.resources == msgspec.structs.replace(asked, timeout_seconds=60.0, budget_usd=None)
+    notebook.run("%%modal\n1")
+    assert session.cells[-1].request.resources == msgspec.structs.replace(asked, budget_usd=None)
+
+
+@pytest.mark.parametrize("home", [False, True])
+def test_a_detached_cell_that_ended_is_shown_by_a_later_kernel_unless_it_was_brought_home(
+    home: bool, gateway: FakeKernelGateway, notebook: Notebook
+) -> None:
+    async def play(cell: Cell) -> None:
+        cell.emit(m.CellStarted())
+        cell.print("from far\n")
+        cell.done()
+        cell.end()
+
+    gateway.scripts["play"] = play
+    notebook.run("%%modal card=off\n1")
+    notebook.run("%%modal detach\n#!play")
+    notebook.until(lambda x: x[TYPES] == "update_display_data" and "[ended" in str(x["content"]))
+    session = gateway.sessions["default"]
+    if home:
+        notebook.run("%modal attach")
+    wanted = len(session.log) - (not home)
+    end = time.monotonic() + 20
+    while session.acked < wanted:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    notebook.manager.restart_kernel(now=True)
+    notebook.client.wait_for_ready(timeout=30)
+    row = m.SessionRow(id="s-1", notebook="n", name="default", state=SessionState.IDLE, kernel_id="other")
+    gateway.answers[m.FindSession] = m.SessionFound(sessions=[row])
+    text = "".join(x["content"]["text"] for x in notebook.run("%modal attach")[1])
+    assert ("from far\n" in text) is not home

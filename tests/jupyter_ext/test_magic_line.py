@@ -24,7 +24,7 @@ def test_empty_line_gives_the_defaults() -> None:
 def test_every_key_is_understood_as_key_value() -> None:
     line = (
         "gpu=H100,A100:2 memory=16GiB cpu=0.5 timeout=1h30m session=train network=none in=x,y out=model "
-        "mount=/data,~/more budget=$3 detach card=off"
+        "mount=/data,~/more budget=$3 detach card=off scaledown_window=10m"
     )
     options = parse_cell_line(line)
     assert options.given == set(KEYS)
@@ -33,6 +33,7 @@ def test_every_key_is_understood_as_key_value() -> None:
     assert options.resources.cpu == 0.5
     assert options.resources.timeout_seconds == 5400
     assert options.resources.budget_usd == "3"
+    assert options.resources.scaledown_seconds == 600
     assert options.resources.network == "none"
     assert (options.session, options.only, options.out) == ("train", ("x", "y"), ("model",))
     assert options.mounts == ("/data", "~/more")
@@ -77,6 +78,7 @@ def test_what_is_not_there_yet_is_refused_by_name(key: str) -> None:
         ("card=maybe", 5, "on, off"),
         ("budget=-1", 7, "more than 0"),
         ("timeout=soon", 8, "number"),
+        ("scaledown_window=60d", 17, "720h"),
     ],
 )
 def test_a_refusal_names_its_column_and_the_way_out(line: str, column: int, word: str) -> None:
@@ -102,12 +104,12 @@ def test_timeout_is_checked_against_the_gateways_limit() -> None:
 
 
 def test_a_session_keeps_what_a_later_line_leaves_out() -> None:
-    running = parse_cell_line("gpu=A100 memory=16GiB").resources
+    running = parse_cell_line("gpu=A100 memory=16GiB scaledown_window=2m").resources
     later = parse_cell_line("timeout=5m")
     kept = later.in_session(True, running)
     assert kept is not None
     assert kept.same_container(running)
-    assert kept.timeout_seconds == 300
+    assert (kept.timeout_seconds, kept.scaledown_seconds) == (300, 120)
     other = parse_cell_line("gpu=T4").in_session(True, running)
     assert other is not None
     assert (other.gpus, other.memory_mib) == ((GpuChoice("T4"),), running.memory_mib)
