@@ -65,7 +65,13 @@ def test_put_brings_a_file_there(kernel: Kernel) -> None:
     folder = Path(kernel.check("import os; print(os.getcwd())").text.strip())
     (folder / "later.bin").write_bytes(b"\x00" * 2_000_000)
     kernel.check("%modal put later.bin")
-    assert "2000000\n" in kernel.check("%%modal\nimport os\nprint(os.path.getsize('later.bin'))").text
+    assert kernel.check("%%modal\nimport os\nprint(os.path.getsize('later.bin'))").text == "2000000\n"
+    ran = kernel.check("%%modal\nopen('later.bin', 'ab').write(b'x')\nopen('own.txt', 'w').write('four')")
+    assert "written there: later.bin (2.0 MB), own.txt (4 B)" in ran.text
+    lines = [line.split("  ") for line in kernel.check("%modal get").text.splitlines()]
+    assert lines[:2] == [["later.bin", "2.0 MB"], ["own.txt", "", "4 B"]], lines
+    missing = kernel.run("%modal get no-such.csv").error
+    assert "no-such.csv" in missing and "`%modal get` lists" in missing, "and that is what it does"
 
 
 def test_network_none_and_outbound_are_what_they_say(kernel: Kernel) -> None:

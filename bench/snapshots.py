@@ -1,0 +1,187 @@
+"""Starts from templates, parking and resuming, and what many restores leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from .harness import House, Kernel
+from .report import Figure
+
+ROUNDS = 7
+RESTORES = 20
+TEMPLATE_SECONDS = 120.0  # a template is taken in the background, when the machine is quiet
+
+
+def first_output(kernel: Kernel, code: str) -> float:
+    """Seconds from the request to the first line that arrives."""
+    began = time.perf_counter()
+    arrived: list[float] = []
+
+    def look(message: dict[str, Any]) -> None:
+        if message["msg_type"] == "stream" and not arrived:
+            arrived.append(time.perf_counter() - began)
+
+    kernel.check(code, look)
+    return arrived[0]
+
+
+def workers(house: House) -> list[dict[str, Any]]:
+    """What `cellburst status` says of the workers."""
+    answer = subprocess.run(
+        [sys.executable, "-m", "cellburst", "status", "--json"],
+        env={**os.environ, **house.environment},
+        capture_output=True,
+        check=True,
+    )
+    found: list[dict[str, Any]] = json.loads(answer.stdout)["workers"]
+    return found
+
+
+def wait_for_templates(house: House, count: int) -> None:
+    """Until the worker has so many templates. Raises RuntimeError when it takes none."""
+    deadline = time.monotonic() + TEMPLATE_SECONDS
+    while time.monotonic() < deadline:
+        if sum((worker.get("snapshots") or {}).get("template_count", 0) for worker in workers(house)) >= count:
+            return
+        time.sleep(0.25)
+    raise RuntimeError(f"no {count} templates within {TEMPLATE_SECONDS:g} s")
+
+
+def local_boot(house: House, imports: str = "") -> float:
+    """Seconds from starting a plain local ipykernel to the first line it prints, with these imports."""
+    began = time.perf_counter()
+    kernel = house.kernel()
+    try:
+        kernel.check(f"{imports}\nprint(1, flush=True)")
+        return time.perf_counter() - began
+    finally:
+        kernel.close()
+
+
+def template_start(house: House) -> Iterator[Figure]:
+    """A fresh session of an image that has a template, against booting a local ipykernel."""
+    kernel = house.kernel()
+    try:
+        kernel.check("%load_ext cellburst_jupyter")
+        kernel.check("%%modal session=warmup card=off\nx = 1")
+        wait_for_templates(house, 1)
+        kernel.check("%modal stop session=warmup")
+        ours, theirs = [], []
+        for number in range(ROUNDS):
+            ours.append(first_output(kernel, f"%%modal session=fresh{number} card=off\nprint(1, flush=True)"))
+            kernel.check(f"%modal stop session=fresh{number}")
+            theirs.append(local_boot(house))
+        mine, peer = statistics.median(ours), statistics.median(theirs)
+        how = f"of {ROUNDS}: {', '.join(f'{s:.2f}' for s in ours)} s; booting a local ipykernel {peer:.2f} s"
+        yield Figure("start to first output, template restored", mine, "s", 0.30, "max", how)
+        yield Figure("the same against booting a local ipykernel", mine / peer, "times", 0.35, "max", how)
+        yield from _growth(house, kernel)
+    finally:
+        kernel.close()
+
+
+def _growth(house: House, kernel: Kernel) -> Iterator[Figure]:
+    """What so many restores leave: processes, mounts, namespaces, files of the worker's folders, the worker's memory."""
+
+    def once(number: int) -> None:
+        kernel.check(f"%%modal session=again{number} card=off\nx = 1")
+        kernel.check(f"%modal stop session=again{number}")
+
+    for number in range(3):  # first uses make what is kept
+        once(number)
+    before = _traces(house)
+    for number in range(3, 3 + RESTORES):
+        once(number)
+    after = _traces(house)
+    grown = {name: after[name] - before[name] for name in before}
+    memory = grown.pop("memory_mib")
+    worst = max(grown.values())
+    detail = ", ".join(f"{name} {value:+d}" for name, value in grown.items())
+    yield Figure(f"{RESTORES} restores one after another leave", float(worst), "more", 0.0, "max", detail)
+    yield Figure(f"the worker's memory after {RESTORES} restores", float(memory), "MiB more", 16.0, "max")
+
+
+def _traces(house: House) -> dict[str, int]:
+    """Counts after the last container is gone (its folder is: removal comes last)."""
+    containers = house.folder / "run" / "containers"
+    deadline = time.monotonic() + 30
+    while any(containers.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    worker = house.processes()["cellburst_worker"]
+    files = sum(len(names) for folder in ("run", "data") for _, _, names in os.walk(house.folder / folder))
+    return {
+        "processes": len(worker.children(recursive=True)),
+        "open files": worker.num_fds(),
+        "mounts": len(Path("/proc/self/mounts").read_text().splitlines()),
+        "network namespaces": len(os.listdir("/run/netns")) if Path("/run/netns").is_dir() else 0,
+        "files": files,
+        "memory_mib": psutil.Process(worker.pid).memory_info().rss // 2**20,
+    }
+
+
+def park_and_resume(house: House) -> Iterator[Figure]:
+    """A session that holds 1 GB of arrays: parked, and its names used again."""
+    kernel = house.kernel()
+    try:
+        kernel.check("%load_ext cellburst_jupyter")
+        kernel.check(
+            "%%modal memory=6GiB card=off\nimport numpy as np\narrays = [np.random.default_rng(i).random(2**24) for i in range(8)]"
+        )
+        parks, resumes = [], []
+        for _ in range(3):
+            parks.append(kernel.check("%modal park").seconds)
+            resumes.append(first_output(kernel, "%%modal card=off\nprint(len(arrays), flush=True)"))
+        detail = "8 arrays of 134 MB; rounds: "
+        yield Figure("park of a session holding 1 GB of arrays", statistics.median(parks), "s", 3.0, "max",
+                     detail + ", ".join(f"{s:.2f}" for s in parks))  # fmt: skip
+        yield Figure("its resume, to the first output", statistics.median(resumes), "s", 1.5, "max",
+                     detail + ", ".join(f"{s:.2f}" for s in resumes))  # fmt: skip
+    finally:
+        kernel.close()
+
+
+def two_templates_at_once(house: House) -> Iterator[Figure]:
+    """Two templates restored ten times each at the same time."""
+    kernels = [house.kernel(), house.kernel()]
+    try:
+        for number, kernel in enumerate(kernels):
+            kernel.check("%load_ext cellburst_jupyter")
+            kernel.check("%%modal session=warmup card=off cpu=0.5 memory=1GiB\nx = 1")
+            wait_for_templates(house, number + 1)
+            kernel.check("%modal stop session=warmup")
+        seconds: list[float] = []
+        errors: list[str] = []
+
+        def restore(kernel: Kernel) -> None:
+            try:
+                for number in range(10):
+                    cell = f"%%modal session=at{number} card=off cpu=0.5 memory=1GiB\nprint(1, flush=True)"
+                    seconds.append(first_output(kernel, cell))
+                    kernel.check(f"%modal stop session=at{number}")
+            except RuntimeError as why:
+                errors.append(str(why))
+
+        threads = [threading.Thread(target=restore, args=(kernel,)) for kernel in kernels]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if errors:
+            raise RuntimeError(errors[0])
+        ordered = sorted(seconds)
+        yield Figure("two templates restored 10 times each at once, 95th percentile", ordered[int(len(ordered) * 0.95)], "s", 2.5, "max",
+                     f"{len(ordered)} starts, median {statistics.median(ordered):.2f} s")  # fmt: skip
+    finally:
+        for kernel in kernels:
+            kernel.close()
