@@ -30,7 +30,7 @@ from . import supervisor_start as _supervisor_start  # noqa: F401
 from .zygote_child import Job
 from .zygote_preload import Refused
 
-SETUP_SECONDS = 3.0  # a fork joins its groups and says so within milliseconds
+SETUP_SECONDS = 15.0  # a fork joins its groups and says so within milliseconds; less than fork_server.FORK_SECONDS
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PACKET_BYTES = 64
 

@@ -12,7 +12,7 @@ from cellburst_jupyter.environment import collect_environment
 from cellburst_protocol import messages as m
 from cellburst_protocol.states import EndReason
 from cellburst_runtime.runtime import Runtime
-from cellburst_worker import template_policy, templates
+from cellburst_worker import template_policy
 from cellburst_worker.clock import SystemClock
 from cellburst_worker.exchange import Exchange
 from cellburst_worker.gateway_link import GatewayLink, http_url, link_url
@@ -34,7 +34,7 @@ async def test_later_containers_of_a_notebook_come_out_of_a_fork_server(
     short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(template_policy, "QUIET_SECONDS", math.inf)  # until the first cell is done
-    monkeypatch.setattr(templates, "_free_bytes", lambda: 1 << 40)
+    monkeypatch.setattr(template_policy, "NEED_BYTES", 0)
     notebook = short_path / "notebook"
     for folder in (notebook, short_path / "run", short_path / "data"):
         folder.mkdir()
