@@ -2,8 +2,9 @@
 # Sets this checkout up: setup.sh run | test
 #
 # run:  a virtual environment in .venv with everything the product, the examples and the tests import; as root also
-#       runsc (gVisor) in .tools and what its network needs (nft, ip).
-# test: run, and as root also what the tests use as real counterparts (PostgreSQL's server programs, Chromium).
+#       runsc (gVisor) in .tools, what its network needs (nft, ip) and what fetches the bases of images.
+# test: run, and as root also what the tests use as real counterparts (PostgreSQL's server programs, Chromium, an image
+#       registry, buildah).
 # Nothing is done twice: a stamp holds the hash of what was installed from.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -55,12 +56,13 @@ fi
 
 if as_root; then
   apt_install iproute2 nftables e2fsprogs debian-archive-keyring || say "without them containers have no network of their own"
+  apt_install mmdebstrap skopeo umoci || say "without them images cannot be built here"
   if [ ! -x .tools/runsc ]; then
     say "runsc (gVisor) into .tools"
     scripts/install_runsc.sh "$PWD/.tools" || say "without runsc, cells run as plain processes"
   fi
   if [ "$what" = test ]; then
-    apt_install postgresql chromium fonts-dejavu-core
+    apt_install postgresql chromium fonts-dejavu-core docker-registry buildah busybox-static
   fi
 fi
 say "ready"
