@@ -7,12 +7,13 @@ import os
 import subprocess
 import sys
 
-from . import cells, gateway_load, values
+from . import cells, gateway_load, images, snapshots, values
 from .harness import House, house
 from .report import Figure, line, write_page
 
 BENCHES = [
     cells.warm_cell, cells.print_latency, cells.many_lines, cells.first_cell, values.gigabyte, values.interrupt_during_transfer,
+    snapshots.template_start, snapshots.torch_start, snapshots.park_and_resume, snapshots.two_templates_at_once, images.images,
     gateway_load.two_hundred_sessions,
 ]  # fmt: skip
 
@@ -40,7 +41,7 @@ def main() -> int:
             for figure in bench(place):
                 print(line(figure), flush=True)
                 figures.append(figure)
-            if bench is not gateway_load.two_hundred_sessions:
+            if bench not in (gateway_load.two_hundred_sessions, images.images):
                 engine = engine_of(place)
     if not words:
         write_page(figures, engine)

@@ -115,12 +115,12 @@ class House:
 
 
 @contextlib.contextmanager
-def house(simulate_gpus: str = "A100:2") -> Iterator[House]:
+def house(simulate_gpus: str = "A100:2", *, warm_pool: bool = True) -> Iterator[House]:
     """A throw-away data and run folder; everything in it is ended and removed at the end."""
     folder = Path(tempfile.mkdtemp(prefix="cb-bench-"))
     environment = {
         "CELLBURST_DATA": str(folder / "data"), "CELLBURST_RUN": str(folder / "run"), "CELLBURST_SIMULATE_GPUS": simulate_gpus,
-        "CELLBURST_CONFIG": str(folder / "none.toml"),
+        "CELLBURST_CONFIG": str(folder / "none.toml"), "CELLBURST_WARM_POOL": str(int(warm_pool)),
     }  # fmt: skip
     try:
         yield House(folder, environment)

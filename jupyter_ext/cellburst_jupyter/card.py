@@ -65,6 +65,11 @@ class Card:
             self._updated = now
             self._send("comm_msg", {"method": "update", "state": {"card": self.model.state(now)}, "buffer_paths": []})
 
+    def refresh(self, now: float) -> None:
+        """Something changed that a person waits for: bring the line of text up to date where it is all that is shown."""
+        if self.shown and self._comm is None:
+            self._publish(self._bundle(now), update=True)
+
     def fold(self, now: float) -> None:
         """The cell is over: leave one line."""
         if self.shown:

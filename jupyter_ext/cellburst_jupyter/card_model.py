@@ -7,10 +7,12 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from cellburst.money import usd_text
-from cellburst_protocol.messages import CallEnded, ContainerInfo, PhaseTime, UsageReport
+from cellburst_protocol.messages import BuildLog, CallEnded, ContainerInfo, PhaseTime, UsageReport
 from cellburst_protocol.states import CallState
 
 POINTS = 60  # one minute of seconds
+BUILD_LINE_CHARACTERS = 80
+BUILT_BEFORE = ": there already"  # how the log of a build ends such a step's line
 START_PHASES = ("queue", "image", "restore", "boot", "enter")
 PHASE_WORDS = {"queue": "waited", "image": "image", "restore": "restored", "boot": "booted", "enter": "entered"}
 PHASE_NOW = {
@@ -37,6 +39,8 @@ class CardModel:
     current_phase: str = ""
     phase_since: float = 0.0
     waiting: str = ""
+    building: str = ""  # the step of an image's build
+    build_line: str = ""  # the last line of its output
     container: ContainerInfo | None = None
     usage: UsageReport | None = None
     cpu: deque[float] = field(default_factory=lambda: deque(maxlen=POINTS))
@@ -57,7 +61,18 @@ class CardModel:
             self.phases[name] = seconds
             if self.current_phase == name:
                 self.current_phase = ""
-        self.waiting = ""
+        self.waiting = self.building = self.build_line = ""
+
+    def build(self, log: BuildLog) -> bool:
+        """An image is being built. True: another step than before. Layers that are there already are not worth a word."""
+        lines = [line.strip() for line in log.lines if line.strip() and not line.endswith(BUILT_BEFORE)]
+        if log.lines and not lines:
+            return False
+        last = next((line for line in reversed(lines) if not log.title or log.title not in line), "")
+        words = f"building, step {log.step} of {log.steps}: {log.title}" if log.step else "building"
+        is_new, self.waiting = words != self.building, ""
+        self.building, self.build_line = words, last[:BUILD_LINE_CHARACTERS]
+        return is_new
 
     def note(self, notes: list[str]) -> None:
         """Lesser modes of the container, each said once."""
@@ -107,6 +122,9 @@ class CardModel:
             )
         if self.waiting:
             return self.waiting
+        if self.building:
+            step = f"{self.building} {_seconds(now - self.phase_since)}" if self.current_phase else self.building
+            return f"{step}: {self.build_line}" if self.build_line else step
         if self.current_phase in PHASE_NOW:
             return f"{PHASE_NOW[self.current_phase]} {_seconds(now - self.phase_since)}"
         if self.running_since is not None:

@@ -1,6 +1,7 @@
 """One `%%modal` cell: from its line and body to its end. Runs on the kernel's main thread.
 
-check the syntax -> connect, open the session -> read and pickle its names -> RunCell -> `follow` until CallEnded
+check the syntax -> connect, open the session -> send the image's files -> read and pickle its names -> RunCell -> `follow`
+until CallEnded
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import ast
 import platform
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from cellburst.parked import parked_now_text
@@ -17,6 +19,7 @@ from cellburst_protocol.resources import Resources
 
 from .card import Card
 from .card_model import CardModel
+from .cell_image import wanted_image
 from .cell_names import Names
 from .comms import plain_header
 from .errors_shown import remote_error, shown
@@ -37,9 +40,12 @@ def run_cell(notebook: Notebook, options: CellOptions, body: str, magic: str = "
     _bring_home(notebook)
     card = _card(notebook, options)
     try:
-        session = _open(notebook, options, card)
-        names = Names(notebook, session)
-        run = _call(notebook, options, session, names, code, body)
+        with wanted_image(notebook.shell.user_ns, options) as image:
+            session = _open(notebook, options, card)
+            image.send_files(notebook.hub.blobs, _progress(notebook, card))
+            card.model.waiting = ""
+            names = Names(notebook, session, image)
+            run = _call(notebook, options, session, names, code, body)
         follower = Follower(notebook, session, run, names, card, shell_parent(notebook.shell))
         if options.detach:
             _detach(notebook, follower)
@@ -100,14 +106,20 @@ def asked(resources: Resources) -> str:
     return ",".join(str(choice) for choice in resources.gpus) or "no GPU"
 
 
-def _open(notebook: Notebook, options: CellOptions, card: Card) -> RemoteSession:
-    hub = notebook.hub
+def _progress(notebook: Notebook, card: Card) -> Callable[[str], None]:
+    """What happens before the call is there, on the card."""
 
-    def progress(line: str) -> None:
+    def say(line: str) -> None:
         card.model.waiting = line
         card.show(notebook.clock())
+        card.tick(notebook.clock())
 
-    hub.connect(progress)
+    return say
+
+
+def _open(notebook: Notebook, options: CellOptions, card: Card) -> RemoteSession:
+    hub = notebook.hub
+    hub.connect(_progress(notebook, card))
     assert hub.welcome is not None
     check_timeout(options, hub.welcome.max_timeout_seconds)
     _leave_if_ended(notebook, options.session)
@@ -152,6 +164,8 @@ def _call(
         code=code,
         resources=options.in_session(session.goes_on, session.resources),
         image=mirror,
+        recipe=names.image.recipe,
+        keep_image=names.image.keep,
         header=header,
         metadata={key: value for key, value in (parent.get("metadata") or {}).items() if _plain(value)},
         execution_count=cell_number(shell),

@@ -12,6 +12,7 @@ from cellburst_protocol.framing import Buffer
 from cellburst_protocol.mac import verify
 from cellburst_protocol.messages import CellDone, ContainerStarted, FileChange, MirrorSpec, NameGroup, ValuePart
 
+from .cell_image import CellImage
 from .environment import describe_drift
 from .magic_line import CellOptions
 from .names_read import read_cell
@@ -29,7 +30,7 @@ DISCARD_BYTES = 64 * 1024 * 1024  # smaller results are kept for a kernel that a
 class Names:
     """The names of one call of a session. All on the main thread, but `payload` of a detached call."""
 
-    def __init__(self, notebook: Notebook, session: RemoteSession) -> None:
+    def __init__(self, notebook: Notebook, session: RemoteSession, image: CellImage | None = None) -> None:
         from .names_values import NameSync
 
         self._notebook = notebook
@@ -39,6 +40,7 @@ class Names:
             session.names = NameSync(lambda name: fetch(notebook, session, name), notebook.hub.folder)
         self._sync: NameSync = session.names
         self._mirror: MirrorSpec | None = None
+        self.image = image or CellImage(keep=True)
 
     def tell_drift(self, mirror: MirrorSpec) -> None:
         """Say once what changed in this environment since the session's container was made from it."""
@@ -67,11 +69,9 @@ class Names:
         return ready
 
     def _python_there(self) -> str:
-        """The version that will read what is sent: the container's, or that of the environment a new one is made from."""
-        info = self._session.info
-        if info is not None and info.container is not None and info.container.python_version:
-            return info.container.python_version
-        return self._mirror.python_version if self._mirror is not None else ""
+        """The version that will read what is sent: the container's, or that of what a new one is made from."""
+        mirror = self._mirror.python_version if self._mirror is not None else ""
+        return self.image.python(mirror, self._session.python_version if self._session.goes_on else "")
 
     def payload(self, hashes: Sequence[str]) -> Prepared:
         """The groups that a container asks for, and their inline buffers."""
@@ -80,14 +80,14 @@ class Names:
         return ready
 
     def container_started(self, started: ContainerStarted) -> None:
-        """The session has another container: with the same process in it, with its names, or a new one of this mirror."""
+        """The session has another container: with the same process in it, with its names, or a new one."""
         session = self._session
         session.names_process = session.process
         if started.start == "snapshot":
             self._sync.container = started.container.id
             return
         self._sync.container_lost(None if started.start != "names" else {remote.name for remote in started.lost})
-        session.mirror = self._mirror
+        session.mirror = self._mirror if not started.container.image else None  # an image has packages of its own
         session.drift_told.clear()
         session.files_told.clear()
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cellburst_protocol.errors import CellburstError
 from cellburst_protocol.resources import GPU_FAMILIES, GPU_TYPES
 
+from .cell_image import image_names
 from .magic_line import FLAGS, KEYS, parse_cell_line
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Completion:
         sessions = list(hub.sessions) if hub is not None else []
         fleet = list(hub.welcome.gpu_types) if hub is not None and hub.welcome is not None else []
         names = [name for name in self._notebook.shell.user_ns if not name.startswith("_")]
-        return complete_line(before, fleet, sessions, names)
+        return complete_line(before, fleet, sessions, names, image_names(self._notebook.shell.user_ns))
 
     def _ask(self, kind: SideKind, code: str, cursor: int, **more: object) -> dict[str, Any] | None:
         """The container's answer with positions of this cell, or None if there is none in time."""
@@ -101,7 +102,9 @@ class Completion:
         return session if session is not None and session.container_id else None
 
 
-def complete_line(before: str, fleet: list[str], sessions: list[str], names: list[str]) -> tuple[list[str], int]:
+def complete_line(
+    before: str, fleet: list[str], sessions: list[str], names: list[str], images: list[str] | None = None
+) -> tuple[list[str], int]:
     """Completions of the magic's line up to the cursor, and where the completed part begins. Pure."""
     word = re.search(r"\S*$", before)[0]  # type: ignore[index]  # the pattern matches everything
     if before.startswith("%%") and " " not in before and "\t" not in before:
@@ -109,7 +112,7 @@ def complete_line(before: str, fleet: list[str], sessions: list[str], names: lis
     key, equals, value = word.partition("=")
     if equals:
         part = value.rpartition(",")[2] if key in ("gpu", "in", "out") else value
-        return [v for v in _values(key, fleet, sessions, names) if v.lower().startswith(part.lower())], len(
+        return [v for v in _values(key, fleet, sessions, names, images or []) if v.lower().startswith(part.lower())], len(
             before
         ) - len(part)
     used = set(re.findall(r"(?:^|\s)(?:--)?([a-z]+)(?==)", before))
@@ -118,7 +121,7 @@ def complete_line(before: str, fleet: list[str], sessions: list[str], names: lis
     return [f"{dashes}{k}" if k in FLAGS else f"{dashes}{k}=" for k in keys], len(before) - len(word)
 
 
-def _values(key: str, fleet: list[str], sessions: list[str], names: list[str]) -> list[str]:
+def _values(key: str, fleet: list[str], sessions: list[str], names: list[str], images: list[str]) -> list[str]:
     match key:
         case "gpu":
             return list(dict.fromkeys([*fleet, "any", *GPU_FAMILIES, *GPU_TYPES]))
@@ -130,6 +133,8 @@ def _values(key: str, fleet: list[str], sessions: list[str], names: list[str]) -
             return ["on", "off"]
         case "in" | "out":
             return sorted(names)
+        case "image":
+            return images
         case "memory":
             return ["4GiB", "8GiB", "16GiB", "32GiB", "64GiB"]
         case _:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cellburst_protocol.errors import CellburstError
 from cellburst_protocol.messages import (
+    BuildLog,
     CallEnded,
     CellRefused,
     CellStarted,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 UPDATE_SECONDS = 0.3
 TAIL_CHARACTERS = 20_000  # what one display shows of a long text
 KEPT_BYTES = 32 * 1024 * 1024  # what is kept for attaching; older text is dropped first
-_NOT_KEPT = (UsageReport, Phase)
+_NOT_KEPT = (UsageReport, Phase, BuildLog)
 
 
 class DetachedCell:
@@ -111,6 +112,8 @@ class DetachedCell:
         message = item.message
         if isinstance(message, Queued):
             self._status = f"detached, waiting: {message.waiting_for}"
+        elif isinstance(message, BuildLog):
+            self._status = f"detached, building its image, step {message.step} of {message.steps}: {message.title}"
         elif isinstance(message, CellStarted):
             self._status = "detached, running"
         if isinstance(message, NamesNeeded):

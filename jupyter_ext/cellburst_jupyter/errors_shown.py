@@ -71,7 +71,8 @@ def shown(problem: CellburstError) -> CellburstError:
 
 def rendered(info: ErrorInfo) -> list[str]:
     """Lines for a person: what was wrong, where in the magic's line, what is allowed, what to do next."""
-    lines = [f"\x1b[0;31m{info.message}\x1b[0m"]
+    first, *more = info.message.splitlines() or [""]
+    lines = [f"\x1b[0;31m{first}\x1b[0m", *more]  # more: the output of a command that failed
     column, line = info.detail.get("column", ""), info.detail.get("line", "")
     if column.isdigit() and line:
         lines += [f"    %%modal {line}", " " * (len("    %%modal ") + int(column)) + "^"]
@@ -80,6 +81,11 @@ def rendered(info: ErrorInfo) -> list[str]:
     if info.next:
         lines.append(f"Next:    {info.next}")
     return lines
+
+
+def ended_without_error(reason: str) -> ErrorInfo:
+    """What to show for a call that ended without saying why."""
+    return ErrorInfo(code=ErrorCode.UNAVAILABLE, message=f"the cell ended: {reason}", next="run it again")
 
 
 def call_error(info: ErrorInfo) -> CellburstError:

@@ -14,6 +14,7 @@ from typing import Any
 from cellburst_protocol.errors import CellburstError, ErrorCode, error, from_info
 from cellburst_protocol.mac import sign, verify
 from cellburst_protocol.messages import (
+    BuildLog,
     CallEnded,
     CellAccepted,
     CellDone,
@@ -38,13 +39,13 @@ from cellburst_protocol.states import EndReason
 from .card import SHOW_AFTER_SECONDS, Card
 from .card_model import START_PHASES
 from .cell_names import Names
-from .errors_shown import RemoteError, interrupted, shown
+from .errors_shown import RemoteError, ended_without_error, interrupted, shown
 from .first_use import first_use_line
 from .interrupts import Interrupts
 from .notebook import Notebook
 from .publish import kernel_of, tell
 from .relay import Relay
-from .session import CellRun, Failed, Item, LinkState, RemoteSession, ended_without_error
+from .session import CellRun, Failed, Item, LinkState, RemoteSession
 
 POLL_SECONDS = 0.1
 ACK_EVERY = 256  # events; also whenever nothing waits
@@ -203,6 +204,11 @@ class Follower:
                     return
             case Queued(position=position, waiting_for=what):
                 model.waiting = f"waiting, {_ordinal(position)} in line: {what}"
+            case BuildLog():
+                if model.build(item.message):
+                    self.card.show(now)
+                    self.card.refresh(now)
+                return
             case ContainerStarted():
                 self._container_started(item.message)
             case ContainerReady(phases=phases, notes=notes):
@@ -229,7 +235,9 @@ class Follower:
         model.took(started.phases)
         model.note(started.container.notes)
         model.resumed = started.start in ("snapshot", "names")
-        for line in started_lines(started, sorted(self.session.there)):
+        moved = self.session.image not in (None, started.container.image)
+        self.session.image = started.container.image
+        for line in started_lines(started, sorted(self.session.there), moved=moved):
             tell(line, warning=True)
         if started.start != "snapshot":
             self.notebook.comms(self.session).close_all()
@@ -299,13 +307,16 @@ class Follower:
             tell(line)
 
 
-def started_lines(started: ContainerStarted, there: list[str]) -> list[str]:
-    """What a session lost with its last container, if it did: a line, and one for each name that did not come back."""
+def started_lines(started: ContainerStarted, there: list[str], *, moved: bool = False) -> list[str]:
+    """What a session lost with its last container, if it did: a line, and one for each name that did not come back. `moved`:
+    it was given another image, so that nothing but names could come."""
     if started.names_lost:
         which = f": {', '.join(there[:SHOWN_NAMES])}" if there else ""
         return [f"the session's earlier container is gone, and the names that lived there{which}"]
     lines = []
-    if started.start == "names":
+    if started.start == "names" and moved:
+        lines.append("the session is in another image now, with its names: its threads, open files and widgets are gone")
+    elif started.start == "names":
         why = next((f" ({phase.detail})" for phase in started.phases if "unusable" in phase.detail), "")
         lines.append(f"the session came back with its names only{why}: its threads, open files and widgets are gone")
     for name in started.lost[:SHOWN_NAMES]:

@@ -125,6 +125,7 @@ def _row_text(row: SessionRow) -> str:
             f"{box.cpu:g} cores, {box.memory_mib / 1024:g} GiB",
             f"{box.engine} on {box.machine or box.worker}",
         ]
+        parts += [f"image {box.image[:12]}"] if box.image else []
         parts.append(f"{usd_text(row.cost_usd)} so far, {usd_text(box.usd_per_second, per_hour=True)}/h")
     elif row.parked is not None:
         parts += [parked_text(row.parked, time.time()), "costs nothing"]

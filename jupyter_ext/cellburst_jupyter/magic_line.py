@@ -29,6 +29,7 @@ KEYS: dict[str, str] = {
     "gpu": "GPU type and count: A100, A100:2, H100,A100 (first that is free), any",
     "memory": "memory of the container: 16GiB",
     "cpu": "cores: 4, 0.5",
+    "image": "the notebook's variable that holds a cellburst.Image: image=img",
     "timeout": "longest the cell may run: 30m, 2h",
     "scaledown_window": "idle time after which the session is parked: 10m, 2h (5m unless you say so)",
     "session": "name of the session: its names stay from cell to cell",
@@ -45,7 +46,6 @@ RESOURCE_KEYS = frozenset({"gpu", "memory", "cpu", "network", "timeout", "budget
 T = TypeVar("T")
 # What DESIGN section 5 promises and this version does not have yet.
 NOT_YET: dict[str, str] = {
-    "image": "images of your own",
     "volumes": "volumes",
     "secrets": "secrets",
     "schedule": "schedules",
@@ -58,7 +58,8 @@ _LONGEST_IDLE_SECONDS = 30 * 86400.0
 
 @dataclass(frozen=True)
 class CellOptions:
-    """What one `%%modal` line asks for. `only` None means all names the cell needs; `given` are the keys written."""
+    """What one `%%modal` line asks for. `only` None means all names the cell needs; `image` is the
+    name of a variable, "" for what the session has; `given` are the keys written."""
 
     text: str = ""
     resources: Resources = field(default_factory=Resources)
@@ -68,6 +69,8 @@ class CellOptions:
     mounts: tuple[str, ...] = ()
     detach: bool = False
     card: bool = True
+    image: str = ""
+    image_column: int = 0  # of its value in `text`
     given: frozenset[str] = frozenset()
 
     def in_session(self, has_container: bool, running: Resources | None) -> Resources | None:
@@ -121,6 +124,8 @@ def parse_cell_line(line: str, extra_gpu_types: tuple[str, ...] = ()) -> CellOpt
         mounts=_mounts(line, values.get("mount")),
         detach=_on_off(line, values.get("detach"), default=False),
         card=_on_off(line, values.get("card"), default=True),
+        image=_image(line, values.get("image")),
+        image_column=values["image"].value_column - (len(line) - len(line.lstrip())) if "image" in values else 0,
         given=frozenset(values),
     )
 
@@ -182,7 +187,7 @@ def _check_key(item: _Item, line: str) -> None:
     if item.key in NOT_YET:
         raise error(
             ErrorCode.NOT_YET, f"{item.key}= is not in this version: {NOT_YET[item.key]} come with a later one",
-            allowed=", ".join(KEYS), next=f"leave {item.key}= out; the mirror of this kernel's environment is used",
+            allowed=", ".join(KEYS), next=f"leave {item.key}= out",
             column=str(item.column), line=line,
         )  # fmt: skip
     if item.key not in KEYS:
@@ -249,6 +254,15 @@ def _session(line: str, item: _Item | None) -> str:
             allowed="1 to 64 letters, digits, '_', '-' and '.'", next="for example session=train",
         )  # fmt: skip
     return name
+
+
+def _image(line: str, item: _Item | None) -> str:
+    if item is None or item.value is None:
+        return ""
+    if not item.value.isidentifier():
+        what = f"image={item.value!r} is not the name of a variable"
+        raise _refuse(line, item.value_column, what, allowed=KEYS["image"], next="for example image=img")
+    return item.value
 
 
 def _names(line: str, item: _Item | None) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import msgspec
 
 from cellburst.loop import LoopThread
-from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo, error, from_info
+from cellburst_protocol.errors import CellburstError, ErrorCode, error, from_info
 from cellburst_protocol.framing import Buffer
 from cellburst_protocol.messages import (
     Ack,
@@ -125,7 +125,9 @@ class RemoteSession:
         self.names_process = 0  # the one that `names` is of
         self.shown_before = 0  # the last event that a kernel had shown when this one opened the session
         self.resources: Resources | None = None  # what the session's container was asked for
-        self.mirror: MirrorSpec | None = None  # what the session's container was made from
+        self.mirror: MirrorSpec | None = None  # what the session's container was made from, if it was no image
+        self.python_version = ""  # of the session's last container
+        self.image: str | None = None  # id of that container's, "" for the mirror; None: this kernel has not seen it start
         self.drift_told: set[str] = set()
         self.files_told: dict[str, tuple[int, bool]] = {}  # path -> size and whether deleted
 
@@ -352,6 +354,7 @@ class RemoteSession:
         what = (self.info.container or self.info.parked) if self.info is not None else None
         if what is not None and what.resources is not None:
             self.resources = what.resources
+        self.python_version = getattr(what, "python_version", "") or self.python_version  # a parked one has none
 
     def _post_run(self, run: CellRun) -> None:
         if self._stream is not None:  # else `resume` sends it
@@ -393,8 +396,3 @@ class RemoteSession:
                 return await waiting
         finally:
             self._sides.pop(id, None)
-
-
-def ended_without_error(reason: str) -> ErrorInfo:
-    """What to show for a call that ended without saying why."""
-    return ErrorInfo(code=ErrorCode.UNAVAILABLE, message=f"the cell ended: {reason}", next="run it again")

@@ -92,6 +92,8 @@ class Cells:
             self._hub.placer.check(resources, session)
             if container is not None and session.park is None:
                 self._hub.parking.begin(session, Cause.MOVE)
+        else:
+            container.note_scaledown(resources.scaledown_seconds)
         state = _first_state(session)
         cell = msgspec.structs.replace(cell, recipe=recipe, keep_image=False)  # as the inbox has it for the next gateway
         call = Call(
@@ -248,6 +250,8 @@ class Cells:
         if call.before_code:
             self._hub.placer.forget(call)
             self.end(session, call, EndReason.CANCELLED)
+            if session.container is not None and session.container.building:  # minutes of a lease that nobody waits for
+                self._hub.events.release(session.container, EndReason.STOPPED)
         elif session.container is not None and not self.send_interrupt(session.container, call, level):
             session.notice("The worker cannot be reached now; the interrupt is delivered when it is back.")
 

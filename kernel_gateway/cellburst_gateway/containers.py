@@ -91,6 +91,7 @@ class ContainerHandle:
         self.stop_reason: EndReason | None = None
         self.reported_call = ""  # what its worker ran when it last joined
         self.usage: ContainerUsage | None = None
+        self.building = False  # its worker builds its image
         self._uptime_seconds = 0.0
         self._uptime_at = now
         self._frozen = False
@@ -103,6 +104,11 @@ class ContainerHandle:
         """Change state by the table; raises TransitionError."""
         self.state = advance(CONTAINER_TRANSITIONS, self.state, to, f"container {self.id}")
         self.detail.info.state = to
+
+    def note_scaledown(self, seconds: float) -> None:
+        """A later cell said for how long the container may be idle. A gateway that starts again has the first cell's."""
+        self.detail.resources = msgspec.structs.replace(self.detail.resources, scaledown_seconds=seconds)
+        self.detail.info.resources = self.detail.resources
 
     def info(self, now: float) -> ContainerInfo:
         """The container as it is shown now."""

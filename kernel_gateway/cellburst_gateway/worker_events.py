@@ -10,6 +10,7 @@ import msgspec
 
 from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo
 from cellburst_protocol.messages import (
+    BuildLog,
     CellDone,
     CellStarted,
     ContainerEnded,
@@ -120,6 +121,8 @@ class WorkerEvents:
                 self._executor_ended(session, handle, call, event, source)
             case _:
                 session.emit_raw(bytes(message.event), call=message.call, buffers=buffers, source=source)
+                if isinstance(event, BuildLog | Phase):
+                    handle.building = isinstance(event, BuildLog)
                 if call is not None:
                     self._progress(session, call, event)
 

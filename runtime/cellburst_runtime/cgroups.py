@@ -133,14 +133,27 @@ class Cgroup:
         (self._v1("pids") / "pids.max").write_text(str(limits.pids))
 
     def _create_v2(self, limits: Limits) -> None:
-        folder = self._v2
-        folder.mkdir(exist_ok=True)
-        (folder / "memory.max").write_text(str(limits.memory_mib * _MIB))
-        swap_limit = folder / "memory.swap.max"
-        if swap_limit.exists():
-            swap_limit.write_text("0")
-        (folder / "cpu.max").write_text(f"{limits.cpu_quota_microseconds} {CPU_PERIOD_MICROSECONDS}")
-        (folder / "pids.max").write_text(str(limits.pids))
+        self._v2.mkdir(exist_ok=True)
+        _limit_v2(self._v2, limits)
+
+    def limit(self, limits: Limits) -> None:
+        """Set other limits for a group that exists. Raises OSError where it uses more memory and none can be freed."""
+        if self.host.version == 2:
+            # The engine's own child has limits too, as it was told them at its start.
+            for folder in (self._v2, self._v2 / "sandbox"):
+                if folder.is_dir():
+                    _limit_v2(folder, limits)
+            return
+        current = self.memory_limit_bytes()
+        # The limit with swap is never below the one without.
+        names = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"]
+        if current is not None and limits.memory_mib * _MIB > current:
+            names.reverse()
+        for path in [self._v1("memory") / name for name in names]:
+            if path.exists():
+                path.write_text(str(limits.memory_mib * _MIB))
+        (self._v1("cpu") / "cpu.cfs_quota_us").write_text(str(limits.cpu_quota_microseconds))
+        (self._v1("pids") / "pids.max").write_text(str(limits.pids))
 
     def procs_files(self) -> list[Path]:
         """Files that a process writes its pid (or 0) to, to be in the group before it does anything else."""
@@ -222,6 +235,15 @@ class Cgroup:
     @property
     def _v2(self) -> Path:
         return self.host.root / PARENT / self.name
+
+
+def _limit_v2(folder: Path, limits: Limits) -> None:
+    (folder / "memory.max").write_text(str(limits.memory_mib * _MIB))
+    swap_limit = folder / "memory.swap.max"
+    if swap_limit.exists():
+        swap_limit.write_text("0")
+    (folder / "cpu.max").write_text(f"{limits.cpu_quota_microseconds} {CPU_PERIOD_MICROSECONDS}")
+    (folder / "pids.max").write_text(str(limits.pids))
 
 
 def _enable_controllers(folder: Path) -> None:

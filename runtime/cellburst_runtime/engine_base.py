@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from cellburst_protocol.errors import ErrorCode, ErrorInfo
 
-from .cgroups import Cgroup
+from .cgroups import Cgroup, Limits
 from .engine import CheckpointFailed, ContainerExit, ContainerSpec, Usage
 from .engine_child import EngineChild
 from .proc import ProcessStat, descendants, marked, process_stat
@@ -85,6 +86,12 @@ class ContainerBase:
         if not stats:
             return Usage(None, None, None)
         return Usage(sum(stat.cpu_seconds for stat in stats), sum(stat.resident_bytes for stat in stats), None)
+
+    def limit(self, limits: Limits) -> None:
+        """Have other limits on the host from now on; nothing where there are none. Blocks. Raises OSError: it uses more."""
+        if self._cgroup is not None:
+            self._cgroup.limit(limits)
+        self.spec = replace(self.spec, memory_mib=limits.memory_mib, cpu=limits.cpu)
 
     async def checkpoint(self, folder: Path) -> None:
         """See `engine.Container.checkpoint`: not with this engine."""

@@ -26,7 +26,7 @@ from .network_rules import NAMESERVER
 
 HOME_BYTES = 1 << 30  # of the container's own home, in memory: settings and small files; counted to its memory limit
 ORDINARY_UID = 1000  # what root's containers run as: user code never runs as uid 0
-_OWN_HOME = "/home/user"  # where the user's own home cannot be a folder of the container's
+OWN_HOME = "/home/user"  # where the user's own home cannot be a folder of the container's
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 # What of a prefix is needed, where the prefix as a whole cannot be shown (`python -m venv ~`).
 _PREFIX_PARTS = (
@@ -42,7 +42,7 @@ _PREFIX_PARTS = (
 )
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_MAX_THREADS")
 # Locations on the host that the container has in another place.
-_REPLACED = ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "TRANSFORMERS_CACHE", "TORCH_HOME", "PATH", "HOME", "USER")
+REPLACED = ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "TRANSFORMERS_CACHE", "TORCH_HOME", "PATH", "HOME", "USER")
 _CACHES = {"huggingface": "HF_HOME", "torch": "TORCH_HOME"}
 
 
@@ -53,7 +53,8 @@ class MirrorPlan:
     `mounts` are ordered parents first; the engine adds its own (`/proc`, `/tmp`, the notebook's layer) and orders again.
     `links` and `root_files` are of the root file system. `working_folder` is the notebook's folder by its real path, or
     the home. `python` is the interpreter's command line. `sys_path` is the kernel's, for the executor to append what
-    its own lacks. `notes` are lines for the user: what is not shown, and why.
+    its own lacks. `notes` are lines for the user: what is not shown, and why. `own_folders` are folders of an image in
+    which the user may write.
     """
 
     mounts: tuple[Mount, ...]
@@ -66,7 +67,8 @@ class MirrorPlan:
     sys_path: list[str] = field(default_factory=list)
     uid: int = ORDINARY_UID
     gid: int = ORDINARY_UID
-    home: str = _OWN_HOME
+    home: str = OWN_HOME
+    own_folders: tuple[str, ...] = ()
 
 
 def plan_mirror(
@@ -93,21 +95,21 @@ def plan_mirror(
             f"the notebook's kernel (Python {spec.python_version}) is not on this worker's machine: nothing to mirror",
             next="run the kernel on the worker's machine",
         )
-    home, home_name = _home(spec)
+    home, home_name = real_home(spec)
     private = [os.path.realpath(p) for p in private_folders]
-    notebook = _notebook(spec, home, private)
+    notebook = notebook_place(spec, home, private)
     shows_folder = bool(notebook) and spec.notebook_mode == "folder"
     places = Places(home=home, private=private, notebook=notebook if shows_folder else "")
     _show_system(places)
     _show_python(places, spec)
     _show_sources(places, spec)
-    _show_asked(places, spec)
+    show_asked(places, spec)
     places.name(home_name)
     if notebook:
         places.name(spec.notebook_folder)
         places.note(spec.notebook_note)
     uid = spec.uid if spec.uid > 0 else ORDINARY_UID
-    caches = _caches(places, cache_folder, home, uid)
+    caches = model_caches(places, cache_folder, home, uid)
     mounts = [
         Mount(destination=home, kind="tmpfs", read_only=False, size_bytes=HOME_BYTES, mode=0o777),
         *places.mounts(),
@@ -116,7 +118,7 @@ def plan_mirror(
     environment = _environment(spec, home_name, cpu)
     zone = environment.get("TZ", "")
     return MirrorPlan(
-        mounts=_ordered(mounts),
+        mounts=ordered(mounts),
         links=places.links(),
         root_files=etc_files(
             user=spec.user if spec.uid > 0 else "user",
@@ -151,18 +153,18 @@ def machine_id() -> str:
     return f"{boot}:{root.st_dev}:{root.st_ino}"
 
 
-def _home(spec: MirrorSpec) -> tuple[str, str]:
+def real_home(spec: MirrorSpec) -> tuple[str, str]:
     """The home's real path and its name. It is empty in the container; mounts may lie below it."""
-    name = os.path.normpath(spec.home) if spec.home.startswith("/") else _OWN_HOME
+    name = os.path.normpath(spec.home) if spec.home.startswith("/") else OWN_HOME
     real = os.path.realpath(name)
     system = (*_SYSTEM, "/etc", "/proc", "/sys", "/dev", "/run", "/cellburst")
     outer = (*system, "/tmp", "/var/tmp")  # noqa: S108 - names to refuse
     if real == "/" or any(is_below(real, s) for s in system) or any(is_below(s, real) for s in outer):
-        return _OWN_HOME, _OWN_HOME
+        return OWN_HOME, OWN_HOME
     return real, name
 
 
-def _notebook(spec: MirrorSpec, home: str, private: Sequence[str]) -> str:
+def notebook_place(spec: MirrorSpec, home: str, private: Sequence[str]) -> str:
     """The notebook folder's real path, "" where none is shown."""
     if not spec.notebook_folder or spec.notebook_mode == "none":
         return ""
@@ -205,7 +207,7 @@ def _show_sources(places: Places, spec: MirrorSpec) -> None:
             places.note(places.show(path, "the import path", source=not installed))
 
 
-def _show_asked(places: Places, spec: MirrorSpec) -> None:
+def show_asked(places: Places, spec: MirrorSpec) -> None:
     for path in spec.mounts:
         why = places.show(path, "mount=", source=True)
         if why and Path(path).exists():
@@ -218,7 +220,7 @@ def _show_asked(places: Places, spec: MirrorSpec) -> None:
         places.note(why)
 
 
-def _caches(places: Places, folder: Path | None, home: str, uid: int) -> list[Mount]:
+def model_caches(places: Places, folder: Path | None, home: str, uid: int) -> list[Mount]:
     """Model caches of ours, kept from container to container; never the user's own, which hold tokens."""
     mounts = []
     for name in _CACHES if folder is not None else ():
@@ -236,7 +238,7 @@ def _caches(places: Places, folder: Path | None, home: str, uid: int) -> list[Mo
 
 
 def _environment(spec: MirrorSpec, home: str, cpu: float | None) -> dict[str, str]:
-    given = {k: v for k, v in spec.environment.items() if k not in _REPLACED and "\0" not in k + v}
+    given = {k: v for k, v in spec.environment.items() if k not in REPLACED and "\0" not in k + v}
     folders = [
         str(Path(spec.executable).parent),
         f"{spec.prefix}/bin",
@@ -252,6 +254,20 @@ def _environment(spec: MirrorSpec, home: str, cpu: float | None) -> dict[str, st
         "TERM": "xterm-256color",
         **given,
         "PATH": os.pathsep.join(dict.fromkeys(folders)),
+        **home_variables(user, home),
+    }
+    if spec.sys_path:
+        # The kernel's own, with what was added at run time: an executor appends what it lacks.
+        environment["CELLBURST_SYS_PATH"] = os.pathsep.join(spec.sys_path)
+    if "TZ" not in environment and zone_name():
+        environment["TZ"] = zone_name()
+    limit_threads(environment, cpu)
+    return environment
+
+
+def home_variables(user: str, home: str) -> dict[str, str]:
+    """What says who the user is and where settings and caches go."""
+    return {
         "HOME": home,
         "USER": user,
         "LOGNAME": user,
@@ -264,20 +280,18 @@ def _environment(spec: MirrorSpec, home: str, cpu: float | None) -> dict[str, st
         "IPYTHONDIR": f"{home}/.ipython",
         **{variable: f"{home}/.cache/{name}" for name, variable in _CACHES.items()},
     }
-    if spec.sys_path:
-        # The kernel's own, with what was added at run time: an executor appends what it lacks.
-        environment["CELLBURST_SYS_PATH"] = os.pathsep.join(spec.sys_path)
-    if "TZ" not in environment and zone_name():
-        environment["TZ"] = zone_name()
+
+
+def limit_threads(environment: dict[str, str], cpu: float | None) -> None:
+    """Have libraries start no more threads than the container has CPUs; fewer where that is asked for."""
     if cpu is not None:
         threads = max(1, math.ceil(cpu))
         for name in _THREADS:
             asked = environment.get(name, "")
             environment[name] = str(min(int(asked), threads) if asked.isdecimal() and int(asked) > 0 else threads)
-    return environment
 
 
-def _ordered(mounts: Sequence[Mount]) -> tuple[Mount, ...]:
+def ordered(mounts: Sequence[Mount]) -> tuple[Mount, ...]:
     """One mount a destination (the later one, which is the narrower rule), parents first."""
     unique = {m.destination: m for m in mounts}
     return tuple(sorted(unique.values(), key=lambda m: (m.destination.count("/"), m.destination)))

@@ -2,6 +2,9 @@
 
 request ── prepare: folder, mirror plan, layer, GPUs ──▶ PreparedContainer (the worker listens on its socket)
         ── start:   spec, engine (from a checkpoint) ──▶ RunningContainer ── container.remove() ──▶ nothing left
+        ── assign:  a RunningContainer that was made beforehand becomes another request's
+
+Longer than a file should be: a container's three states and what makes them are read together.
 """
 
 from __future__ import annotations
@@ -11,12 +14,13 @@ import os
 import platform
 import socket
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cellburst_protocol.errors import ErrorCode, error
 from cellburst_protocol.messages import EngineInfo, GpuShown, GpuUsage, Inventory, MirrorSpec, StartContainer
 
+from .assignment import Sources, Unlike, check_layer, check_sources, sources_of
 from .bundle import SHOWN, Bundle, bundle_for_image, bundle_for_mirror
 from .devices import Devices, no_gpus
 from .devices_nvidia import NvidiaDevices
@@ -36,7 +40,7 @@ from .layer_make import MadeLayer, make_layer
 from .live_files import live_files
 from .mirror import MirrorPlan, machine_id, plan_mirror
 from .network import Networks
-from .oci import memory_class_mib
+from .oci import host_limits, memory_class_mib
 from .record import ContainerRecord, load_record
 from .removal import Remover, remove_folder
 from .snapshot_key import built_image_parts, image_parts, snapshot_key
@@ -164,6 +168,10 @@ class PreparedContainer:
             if self.bundle is not None:
                 self.key_parts["bundle"] = self.bundle.packages.name
             self.snapshot_key = snapshot_key(self.key_parts)
+
+    def sources(self) -> Sources:
+        """What lies at its mounts' sources now, for `Runtime.assign`. Blocks for milliseconds."""
+        return sources_of(self._spec().mounts)
 
     @property
     def layer_keys(self) -> list[str]:
@@ -359,6 +367,42 @@ class Runtime:
             raise
         return prepared
 
+    async def assign(
+        self, prepared: PreparedContainer, running: RunningContainer, request: StartContainer, *, sources: Sources,
+        image: BuiltImage | None = None,
+    ) -> tuple[PreparedContainer, RunningContainer]:  # fmt: skip
+        """Make a container that was restored from a template and given to nobody this request's: its limits, GPUs and what its
+        runner is told. Folder, layer, network, group and id on the host stay as they are. `sources` is what
+        `prepared.sources()` was when it was made.
+
+        Raises `Unlike` where its key is not the request's: it is untouched then. Raises the error tree (CONFLICT: what it
+        shows is out of date): then it is of no use to anyone.
+        """
+        gpus = await asyncio.to_thread(self._leased, request.gpus)
+        engine, notes = self._engine_for(request, gpus)
+        if engine is not prepared.engine or any(not gpu.simulated for gpu in gpus):
+            raise Unlike
+        spec, plan, bundle = await self._plan(request, image)
+        taken = replace(
+            prepared, request=request, plan=plan, grant=no_gpus(), notes=notes, bundle=bundle, image=image, key_parts={},
+            snapshot_key="",
+        )  # fmt: skip
+        await asyncio.to_thread(taken.set_key)
+        if not taken.snapshot_key or taken.snapshot_key != prepared.snapshot_key:
+            raise Unlike
+        await asyncio.to_thread(check_sources, sources, taken._spec().mounts)
+        await asyncio.to_thread(check_layer, prepared.made.layer, prepared.folder, spec)
+        if gpus:
+            taken.grant = await asyncio.to_thread(self._grant, gpus, prepared.folder, engine.info.name)
+        given, container = taken._spec(), running.container
+        if isinstance(container, ContainerBase):
+            await asyncio.to_thread(container.limit, host_limits(given))
+        told = dict.fromkeys([*notes, *plan.notes, *prepared.made.layer.notes])
+        return taken, replace(
+            running, python=list(plan.python), environment=dict(given.environment), working_folder=plan.working_folder,
+            notes=list(told),
+        )  # fmt: skip
+
     async def _plan(
         self, request: StartContainer, image: BuiltImage | None
     ) -> tuple[MirrorSpec, MirrorPlan, Bundle | None]:
@@ -396,6 +440,7 @@ class Runtime:
                 continue
             await self._remover.remove(record, folder)
             removed.append(record.id)
+        await self.images.collect_garbage()
         await self._networks.collect_garbage(kept)
         await asyncio.to_thread(self.snapshots.collect_garbage)
         for image in (self.data_folder / STORES).glob("*.img"):

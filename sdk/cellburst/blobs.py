@@ -173,7 +173,9 @@ class BlobClient:
             if body is not None:
                 headers["Content-Length"] = str(len(body) if isinstance(body, memoryview) else size_bytes)
             connection.request(verb, f"/blobs/{hash}", body=body, headers=headers)
-            yield connection.getresponse()
+            # Of an answer that ends its connection the socket is the response's, not the connection's.
+            with contextlib.closing(connection.getresponse()) as response:
+                yield response
         except OSError as why:
             raise error(ErrorCode.GATEWAY_DOWN, f"the gateway did not take or give a blob: {why}") from None
         finally:

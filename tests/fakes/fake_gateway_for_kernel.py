@@ -141,6 +141,7 @@ class FakeKernelGateway:
         self.sessions: dict[str, FakeSession] = {}
         self.controls: list[m.Message] = []
         self.answers: dict[type, m.Message] = {}
+        self.welcomes: dict[str, Any] = {}  # what Welcome says beside the usual
         self.side: Callable[[m.SideRequest], m.SideReply | None] = lambda request: m.SideReply(id=request.id)
         self.url = ""
         self._loop = asyncio.new_event_loop()
@@ -220,7 +221,7 @@ class FakeKernelGateway:
         if isinstance(message, m.Hello):
             return m.Welcome(
                 protocol=message.protocol, software="fake", gateway_instance="g", epoch=1, workspace="w", principal="p",
-                max_timeout_seconds=7200.0, gpu_types=["A100-40GB"],
+                max_timeout_seconds=7200.0, gpu_types=["A100-40GB"], **self.welcomes,
             )  # fmt: skip
         if isinstance(message, m.Interrupt):
             for session in self.sessions.values():

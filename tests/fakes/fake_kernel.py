@@ -106,12 +106,12 @@ class FakeKernel:
         return self.info
 
     async def run(
-        self, code: str, *, call: str, resources: Resources | None = None, image: MirrorSpec | None = IMAGE
+        self, code: str, *, call: str, resources: Resources | None = None, image: MirrorSpec | None = IMAGE, **more: Any
     ) -> CellAccepted | CellRefused:
         """Send a cell and wait for its acceptance or refusal."""
         assert self.stream is not None
         before = len(self.said)
-        await self.stream.send(RunCell(call=call, code=code, resources=resources, image=image))
+        await self.stream.send(RunCell(call=call, code=code, resources=resources, image=image, **more))
         await self.until(lambda: any(isinstance(m, CellAccepted | CellRefused) for m in self.said[before:]))
         return next(m for m in self.said[before:] if isinstance(m, CellAccepted | CellRefused))
 

@@ -18,8 +18,12 @@ from pathlib import Path
 
 from cellburst_protocol.errors import ErrorCode, ErrorInfo, error
 from cellburst_protocol.messages import EngineInfo, FileChange, GpuShown, GpuUsage, Inventory, StartContainer
+from cellburst_runtime.assignment import Sources, Unlike
+from cellburst_runtime.cgroups import Cgroups
 from cellburst_runtime.engine import CheckpointFailed, ContainerExit, ContainerSpec, Usage
 from cellburst_runtime.fork_servers import ForkServers
+from cellburst_runtime.image_build import BuiltImage, Files, Log
+from cellburst_runtime.images import Images, cannot_run
 from cellburst_runtime.snapshots import LiveFile, SnapshotStore
 
 RUNNER = Path(__file__).parents[2] / "runtime" / "cellburst_runner" / "__main__.py"
@@ -130,6 +134,11 @@ class PlainPrepared:
         self.snapshot_key = runtime.key
         self.fork_key = ""
         self.key_parts = {"engine": runtime.key} if runtime.key else {}
+        self.layer_keys: list[str] = []
+
+    def sources(self) -> dict[str, tuple[int, int]]:
+        """No mounts."""
+        return {}
 
     async def remove(self) -> None:
         """Remove the folder."""
@@ -174,6 +183,7 @@ class PlainRuntime:
         self.restore_gate: asyncio.Event | None = None
         self.fork_servers = ForkServers()
         self.snapshots = SnapshotStore(run_folder.parent / "data" / "snapshots")
+        self.images = Images(run_folder.parent / "data", [], Cgroups(), self.snapshots)
         self._gpus = [
             GpuShown(index=i, uuid=uuid, type="A100-80GB", name="simulated", simulated=True)
             for i, uuid in enumerate(gpus)
@@ -187,12 +197,27 @@ class PlainRuntime:
         """Fixed figures."""
         return [GpuUsage(uuid=uuid, utilization_ratio=0.5, simulated=True) for uuid in uuids]
 
-    async def prepare(self, request: StartContainer, *, store_image: Path | None = None) -> PlainPrepared:
+    async def build_image(self, request: StartContainer, files: Files, log: Log) -> BuiltImage | None:
+        """The runtime's refusal: a plain process has no image."""
+        if request.recipe is None:
+            return None
+        raise cannot_run("the engine plain")
+
+    async def prepare(
+        self, request: StartContainer, *, store_image: Path | None = None, image: BuiltImage | None = None
+    ) -> PlainPrepared:
         """Make the folders."""
         folder = self.run_folder / request.container
         for name in ("var/ctl", "var/in", "var/out", "work", "ipython"):
             (folder / name).mkdir(parents=True)
         return PlainPrepared(self, request, folder)
+
+    async def assign(
+        self, prepared: object, running: object, request: StartContainer, *, sources: Sources,
+        image: BuiltImage | None = None,
+    ) -> tuple[PlainPrepared, PlainRunning]:  # fmt: skip
+        """Nothing here was made beforehand."""
+        raise Unlike
 
     async def collect_garbage(self, keep: Sequence[str] = ()) -> None:
         """Nothing outlives a test."""

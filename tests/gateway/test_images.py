@@ -131,6 +131,33 @@ async def test_an_image_that_cannot_be_built_leaves_the_session_in_the_one_it_ha
     assert isinstance(logs, m.Logs) and "no such thing\n" in logs.text
 
 
+@pytest.mark.parametrize("building", [True, False])
+async def test_a_cell_that_is_stopped_while_its_image_is_built_stops_the_build(house: House, building: bool) -> None:
+    worker, kernel = await house.worker(), await house.kernel()
+    worker.hold_ready = True
+    await kernel.run("print x", call="c1", recipe=SLIM)
+    await house.until(lambda: bool(worker.containers))
+    (container,) = worker.containers.values()
+    container.emit(m.Phase(name="image"), "c1")
+    container.emit(m.BuildLog(lines=["a line"], step=1, steps=2), "c1")
+    if not building:
+        container.emit(m.Phase(name="image", seconds=1.0), "c1")
+    await kernel.until(lambda: len(kernel.of("c1", m.Phase)) == (2 if building else 3))  # "queue" is one
+    await kernel.until(lambda: bool(kernel.of("c1", m.BuildLog)))
+    assert kernel.info is not None
+    kernel.peer.notify(m.Interrupt(session=kernel.info.session, level=1))
+    assert (await kernel.ended("c1")).reason is EndReason.CANCELLED
+    if building:
+        await house.until(lambda: not worker.containers and not house.gateway.hub.fleet.containers)
+    else:
+        worker.ready(container)  # it is as good as there: it waits for the next cell
+        await house.until(lambda: session_of(house, kernel).state is SessionState.IDLE)
+        assert session_of(house, kernel).container is not None
+    worker.hold_ready = False
+    await kernel.run("print y", call="c2", recipe=SLIM)
+    assert (await kernel.ended("c2")).reason is EndReason.DONE
+
+
 async def test_a_move_that_fails_says_so_and_the_session_goes_on(house: House) -> None:
     worker = await house.worker()
     kernel = await with_session(house, worker)

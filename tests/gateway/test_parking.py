@@ -88,6 +88,15 @@ async def test_an_idle_session_is_parked_and_shown_with_size_age_and_expiry(hous
     assert row.cost_usd == "0"
 
 
+async def test_a_later_cell_says_how_long_it_may_be_idle(house: House) -> None:
+    worker = await house.worker()
+    worker.heartbeat_seconds = 0.05
+    kernel = await with_session(house, worker, Resources(gpus=A100.gpus))
+    await kernel.run("print y", call="c2", resources=Resources(gpus=A100.gpus, scaledown_seconds=0.1))
+    await kernel.ended("c2")
+    await house.until(lambda: session_of(house, kernel).state is SessionState.PARKED)
+
+
 async def test_names_that_did_not_come_back_are_said(house: House) -> None:
     worker = await house.worker()
     worker.resumes_by = "names"

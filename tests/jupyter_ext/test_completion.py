@@ -26,6 +26,10 @@ def test_line(before: str, wanted: list[str], start: int) -> None:
     assert (matches, at) == (wanted, start)
 
 
+def test_images_are_completed_by_the_variables_that_hold_one() -> None:
+    assert complete_line("%%modal image=i", [], [], ["i", "img", "x"], ["base", "img"]) == (["img"], 14)
+
+
 def test_keys_that_are_there_are_not_offered_again() -> None:
     matches, _ = complete_line("%%modal gpu=A100 cpu=2 ", [], [], [])
     assert "gpu=" not in matches

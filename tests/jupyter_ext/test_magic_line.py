@@ -24,7 +24,7 @@ def test_empty_line_gives_the_defaults() -> None:
 def test_every_key_is_understood_as_key_value() -> None:
     line = (
         "gpu=H100,A100:2 memory=16GiB cpu=0.5 timeout=1h30m session=train network=none in=x,y out=model "
-        "mount=/data,~/more budget=$3 detach card=off scaledown_window=10m"
+        "mount=/data,~/more budget=$3 detach card=off scaledown_window=10m image=img"
     )
     options = parse_cell_line(line)
     assert options.given == set(KEYS)
@@ -37,7 +37,8 @@ def test_every_key_is_understood_as_key_value() -> None:
     assert options.resources.network == "none"
     assert (options.session, options.only, options.out) == ("train", ("x", "y"), ("model",))
     assert options.mounts == ("/data", "~/more")
-    assert (options.detach, options.card) == (True, False)
+    assert (options.detach, options.card, options.image) == (True, False, "img")
+    assert options.text[options.image_column :] == "img"
 
 
 def test_dashes_mean_the_same() -> None:
@@ -74,6 +75,7 @@ def test_what_is_not_there_yet_is_refused_by_name(key: str) -> None:
         ("session=a/b", 8, "letters"),
         ("in=x,2y", 3, "'2y'"),
         ("mount=data", 6, "absolute"),
+        ("image=a.b", 6, "variable"),
         ("network=host", 8, "outbound"),
         ("card=maybe", 5, "on, off"),
         ("budget=-1", 7, "more than 0"),

@@ -115,3 +115,37 @@ def test_a_group_that_is_gone_answers_none(v2: Path) -> None:
 def test_without_controllers_it_says_so(tmp_path: Path) -> None:
     assert "controllers" in Cgroups(tmp_path).probe()
     assert Cgroups(tmp_path).names() == set()
+
+
+def test_other_limits_for_a_group_that_exists(v2: Path) -> None:
+    group = Cgroups(v2).group("a")
+    group.create(Limits(memory_mib=256, cpu=1.0, pids=70))
+    (v2 / "cellburst" / "a" / "sandbox").mkdir()  # the engine's own
+    group.limit(Limits(memory_mib=300, cpu=0.5, pids=80))
+    for folder in (v2 / "cellburst" / "a", v2 / "cellburst" / "a" / "sandbox"):
+        shown = [(folder / name).read_text() for name in ("memory.max", "cpu.max", "pids.max")]
+        assert shown == [str(300 * MIB), "50000 100000", "80"]
+
+
+@pytest.mark.parametrize("memory_mib", [200, 300])
+def test_v1_never_has_the_limit_without_swap_above_the_one_with(
+    v1: Path, memory_mib: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = Cgroups(v1).group("a")
+    group.create(Limits(memory_mib=256, cpu=1.0, pids=70))
+    memory = v1 / "memory" / "cellburst" / "a"
+    (memory / "memory.memsw.limit_in_bytes").write_text(str(256 * MIB))
+    write = Path.write_text
+
+    def checked(path: Path, text: str) -> int:
+        written = write(path, text)
+        limits = [int((memory / name).read_text()) for name in ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes")]
+        assert limits[0] <= limits[1], "the kernel refuses that"
+        return written
+
+    monkeypatch.setattr(Path, "write_text", checked)
+    group.limit(Limits(memory_mib=memory_mib, cpu=2.0, pids=90))
+    assert group.memory_limit_bytes() == memory_mib * MIB
+    assert (memory / "memory.memsw.limit_in_bytes").read_text() == str(memory_mib * MIB)
+    assert (v1 / "cpu" / "cellburst" / "a" / "cpu.cfs_quota_us").read_text() == "200000"
+    assert (v1 / "pids" / "cellburst" / "a" / "pids.max").read_text() == "90"
