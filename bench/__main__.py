@@ -13,7 +13,7 @@ from .report import Figure, line, write_page
 
 BENCHES = [
     cells.warm_cell, cells.print_latency, cells.many_lines, cells.first_cell, values.gigabyte, values.interrupt_during_transfer,
-    snapshots.template_start, snapshots.torch_start, snapshots.park_and_resume, snapshots.two_templates_at_once, images.images,
+    snapshots.template_start, snapshots.torch_start, snapshots.many_restores, snapshots.park_and_resume, snapshots.two_templates_at_once, images.images,
     gateway_load.two_hundred_sessions,
 ]  # fmt: skip
 
@@ -41,7 +41,12 @@ def main() -> int:
             for figure in bench(place):
                 print(line(figure), flush=True)
                 figures.append(figure)
-            if bench not in (gateway_load.two_hundred_sessions, images.images):
+            if bench not in (
+                gateway_load.two_hundred_sessions,
+                images.images,
+                snapshots.many_restores,
+                snapshots.two_templates_at_once,
+            ):
                 engine = engine_of(place)
     if not words:
         write_page(figures, engine)

@@ -88,16 +88,21 @@ def many_lines(house: House) -> Iterator[Figure]:
 
 
 def first_cell(house: House) -> Iterator[Figure]:
-    """A session's first cell in a fresh mirror container, gateway and worker being up."""
+    """A notebook's first cell in a fresh mirror container, gateway and worker being up: booted, there is no snapshot of it yet."""
     kernel = house.kernel()
     try:
         kernel.check("%load_ext cellburst_jupyter")
-        kernel.check("%%modal session=warmup\nx = 1")
-        seconds = []
-        for number in range(5):
-            seconds.append(kernel.check(f"%%modal session=fresh{number}\nx = 1").seconds)
-            kernel.check(f"%modal stop session=fresh{number}")
-        yield Figure("first cell in a fresh mirror container, median", statistics.median(seconds), "s", 3.5, "max",
-                     f"of {len(seconds)}: {', '.join(f'{s:.2f}' for s in seconds)}")  # fmt: skip
+        kernel.check("%%modal\nx = 1")
     finally:
         kernel.close()
+    seconds = []
+    for _ in range(5):
+        kernel = house.kernel()  # a notebook of its own: what others left on disk does not fit it
+        try:
+            kernel.check("%load_ext cellburst_jupyter")
+            seconds.append(kernel.check("%%modal\nx = 1").seconds)
+            kernel.check("%modal stop")
+        finally:
+            kernel.close()
+    yield Figure("first cell in a fresh mirror container, median", statistics.median(seconds), "s", 3.5, "max",
+                 f"of {len(seconds)}: {', '.join(f'{s:.2f}' for s in seconds)}")  # fmt: skip

@@ -23,7 +23,7 @@ CORES = [
     "cellburst_protocol/clock.py",
     "cellburst_gateway/placement.py", "cellburst_gateway/prices.py", "cellburst_gateway/ledger.py", "cellburst_gateway/budget.py",
     "cellburst_gateway/park_rules.py",
-    "cellburst_worker/leases.py", "cellburst_worker/rungs.py", "cellburst_worker/template_policy.py",
+    "cellburst_worker/leases.py", "cellburst_worker/rungs.py", "cellburst_worker/template_policy.py", "cellburst_worker/warm_policy.py",
     "cellburst_jupyter/magic_line.py",
 ]  # fmt: skip
 IMPURE = {"asyncio", "socket", "time", "random", "threading", "subprocess", "datetime"}

@@ -41,7 +41,10 @@ async def serve(options: Options) -> None:
         shutil.rmtree(spools, ignore_errors=True)  # of a worker that is gone, as its containers are
         exchange = Exchange(options.data_folder / "blobs", http_url(url), options.read_token)
         imports = Imports(options.data_folder / "snapshots" / "imports")
-        site = Site(runtime=runtime, clock=SystemClock(), exchange=exchange, spool_folder=spools, imports=imports)
+        site = Site(
+            runtime=runtime, clock=SystemClock(), exchange=exchange, spool_folder=spools, imports=imports,
+            keeps_warm=options.warm_pool,
+        )  # fmt: skip
         inventory = await asyncio.to_thread(runtime.inventory)
         worker = Worker(Identity(worker_name(options), machine_id()), inventory, site)
         what = {

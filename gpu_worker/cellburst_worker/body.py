@@ -15,6 +15,7 @@ from .answers import Talk
 from .outbound import Outbound
 from .runner_link import RunnerLink
 from .site import Prepared, Running, Site
+from .warm_pool import WarmPool
 
 OUTPUT_LIMIT_BYTES = 32 * 1024 * 1024  # a cell's output in full; then its tail
 MATPLOTLIB_BACKEND = "module://matplotlib_inline.backend_inline"
@@ -32,6 +33,7 @@ class Body:
     running: Running | None = None
     phases: list[PhaseTime] = field(default_factory=list)
     image: BuiltImage | None = None  # held while the container is here; None for a mirror
+    pool: WarmPool | None = None  # where a container may be taken from that is up already
 
     @property
     def id(self) -> str:

@@ -29,6 +29,7 @@ from cellburst_protocol.messages import (
 from cellburst_protocol.peer import LinkClosed, Stream, StreamEnded
 from cellburst_protocol.states import CONTAINER_TRANSITIONS, ContainerState, EndReason, advance
 from cellburst_runtime.engine import ContainerExit
+from cellburst_runtime.image_build import BuiltImage
 
 from . import endings
 from .body import Body
@@ -44,6 +45,7 @@ from .spool import Spool
 from .starting import Starting
 from .template_policy import Facts
 from .usage import CpuMeter
+from .warm_pool import WarmPool
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +53,10 @@ log = logging.getLogger(__name__)
 class WorkerContainer:
     """One container. The worker makes it when it has granted the lease, and runs `run` as a task."""
 
-    def __init__(self, request: StartContainer, lease: Lease, site: Site, release: Callable[[], object]) -> None:
+    def __init__(
+        self, request: StartContainer, lease: Lease, site: Site, release: Callable[[], object],
+        pool: WarmPool | None = None,
+    ) -> None:  # fmt: skip
         self.id, self.request, self.lease, self._site = request.container, request, lease, site
         self._release = release
         self.state = ContainerState.PLACED
@@ -67,7 +72,8 @@ class WorkerContainer:
         self._stop: asyncio.Future[tuple[EndReason, float]] = asyncio.get_running_loop().create_future()
         self._wanted = True  # a gateway will take the events
         self._settled = asyncio.Event()  # ended, and the gateway has every event
-        self._body = Body(request, site, self._link, self._outbound)
+        self._pool = pool
+        self._body = Body(request, site, self._link, self._outbound, pool=pool)
         self._desk = ParkDesk(self._body, self._calls, self._inbound)
         self._ready_sequence = 0
         self._ready_since = self._busy_seen = site.clock.monotonic()
@@ -141,8 +147,24 @@ class WorkerContainer:
         return Facts(
             container=self.id, key=self._body.template_key, busy=bool(self._calls.running),
             quiet_seconds=now - self._busy_seen, ready_seconds=now - self._ready_since,
-            cells_done=self._calls.ended_count, imports=self._site.imports.of(self.request.notebook),
+            cells_done=self._calls.ended_count, imports=self._imports(),
         )  # fmt: skip
+
+    @property
+    def image(self) -> BuiltImage | None:
+        """The image that it is made from; None for a mirror, and while it is being built."""
+        return self._body.image
+
+    @property
+    def parks(self) -> bool:
+        """Whether its session is being put away."""
+        return self._desk.busy
+
+    def _imports(self) -> list[str]:
+        """What its template should have imported: what the image says, and what the notebook did."""
+        recipe = self.request.recipe
+        named = recipe.preload if recipe is not None else []
+        return list(dict.fromkeys([*named, *self._site.imports.of(self.request.notebook)]))
 
     def has_call(self, call: str) -> bool:
         """Whether the call was given to this container."""
@@ -204,6 +226,8 @@ class WorkerContainer:
         self._ready_sequence = self.spool.last_sequence
         self._ready_since = self._busy_seen = self._site.clock.monotonic()
         self._inbound.open.set()
+        if self._pool is not None:
+            self._pool.started(self._body.snapshot_key, self.request, self._body.image)
 
     async def _forget_parked(self) -> None:
         """The gateway knows that the session is up again: what was parked of it is not needed any more."""
@@ -284,6 +308,7 @@ class WorkerContainer:
             await self._guarded("remove", body.running.container.remove())
         elif body.prepared is not None:
             await self._guarded("remove", body.prepared.remove())
+        body.release_image()
         self._release()
         self._become(ContainerState.ENDED)
         self._unwatched_since = self._site.clock.monotonic()

@@ -20,7 +20,7 @@ from websockets.exceptions import InvalidHandshake, WebSocketException
 from cellburst_protocol.errors import CellburstError, ErrorCode, error
 from cellburst_protocol.framing import MAX_FRAME_BYTES, FramingError
 from cellburst_protocol.messages import Hello, Joined, JoinWorker, Message, Welcome
-from cellburst_protocol.peer import Peer
+from cellburst_protocol.peer import Peer, Stream
 from cellburst_protocol.version import negotiate
 
 FIRST_DELAY_SECONDS = 0.03
@@ -53,6 +53,9 @@ class Member(Protocol):
 
     async def on_message(self, message: Message, buffers: list[memoryview]) -> Message | None:
         """A control message."""
+
+    def on_open(self, head: Message, stream: Stream) -> None:
+        """A stream that the gateway opened."""
 
 
 def delays(random_ratio: Callable[[], float] = random.random) -> Iterator[float]:
@@ -130,7 +133,7 @@ class GatewayLink:
             ping_interval=PING_SECONDS, ping_timeout=PONG_SECONDS, close_timeout=1.0,
             proxy=None if _is_loopback(urllib.parse.urlsplit(self._url).hostname or "") else True,
         )  # fmt: skip
-        peer = Peer(dialer=True, on_message=self._member.on_message)
+        peer = Peer(dialer=True, on_message=self._member.on_message, on_open=self._member.on_open)
         joined = asyncio.Event()
         async with socket:
             try:

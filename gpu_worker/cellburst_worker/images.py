@@ -33,7 +33,7 @@ SEND_SECONDS = 0.1  # between two messages of one build
 MOST_LINES = 100  # of one message: what prints faster is read in the image's log
 MOST_CHARACTERS = 1000  # of one line
 _STEP = re.compile(r"Step (\d+) of (\d+): (.*)", re.DOTALL)
-_STATES = re.compile(r"(: there already|: done in [\d.]+ s|: waiting for another build .*)$")
+_STATES = re.compile(r"(: there already|: done in [\d.]+ s|: waiting for another build .*| failed: .*)$")
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,9 @@ def pack_files(recipe: ImageRecipe, exchange: Exchange) -> Callable[[str], Await
         await exchange.bring([ValuePart(hash=hash, size_bytes=sizes.get(hash, 0), at="blob")])
         if not path.is_file():
             raise error(
-                ErrorCode.INTEGRITY, f"the local files of an image step ({hash[:12]}…) are not there", next="run it again"
+                ErrorCode.INTEGRITY,
+                f"the local files of an image step ({hash[:12]}…) are not there",
+                next="run it again",
             )
         return path
 

@@ -122,7 +122,8 @@ class Inbound:
             self._outbound.refuse(call, error)
             return
         call.relayed = True
-        await self._link.send(msgspec.structs.replace(cell, value_key="", mac="", image=None, resources=None), buffers)
+        plain = msgspec.structs.replace(cell, value_key="", mac="", image=None, recipe=None, resources=None)
+        await self._link.send(plain, buffers)
 
     async def _names_data(self, data: NamesData, buffers: Sequence[Buffer]) -> None:
         call = self._calls.get(data.call)

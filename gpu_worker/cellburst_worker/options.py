@@ -28,6 +28,7 @@ class Options:
     engine: str
     name: str
     log_json: bool
+    warm_pool: bool = True
 
     def read_token(self) -> str:
         """The token, read again at each dial so that a new one takes effect. Raises RequestError (UNAUTHENTICATED)."""
@@ -61,12 +62,16 @@ def parse(arguments: list[str]) -> Options:
     parser.add_argument("--simulate-gpus", default="", metavar="A100:2,T4:1", help="declare GPUs that are not there")
     parser.add_argument("--engine", default="", choices=["", "gvisor", "process"], help="the engine to prefer")
     parser.add_argument("--name", default="", help="what the gateway calls this worker")
+    parser.add_argument(
+        "--warm-pool", action=argparse.BooleanOptionalAction, default=os.environ.get("CELLBURST_WARM_POOL", "") != "0",
+        help="keep restored containers ready for images in use (default: unless CELLBURST_WARM_POOL=0)",
+    )  # fmt: skip
     parser.add_argument("--log-json", action="store_true", help="logs as JSON lines")
     given = parser.parse_args(arguments)
     return Options(
         join=given.join, token_file=given.token_file, token=given.token, data_folder=given.data_dir.absolute(),
         run_folder=given.run_dir.absolute(), simulate_gpus=given.simulate_gpus, engine=given.engine, name=given.name,
-        log_json=given.log_json,
+        log_json=given.log_json, warm_pool=given.warm_pool,
     )  # fmt: skip
 
 

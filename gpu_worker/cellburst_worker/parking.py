@@ -167,7 +167,7 @@ class Parking:
         return Manifest(
             kind="session", id=self.id, key=self._prepared.snapshot_key, key_parts=dict(self._prepared.key_parts),
             session=request.session, notebook=request.notebook, parked_unix_seconds=self._site.clock.wall(),
-            live_files=live_files, names=groups, lost=lost,
+            live_files=live_files, names=groups, lost=lost, layers=self._prepared.layer_keys,
         )  # fmt: skip
 
     async def _checkpoint(self, draft: Draft) -> bool:

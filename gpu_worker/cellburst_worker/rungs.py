@@ -1,7 +1,7 @@
 """Which way a container comes up: the fastest that can be, and after a failure the next one below it. Pure.
 
-    parked snapshot ──▶ template of the image ──▶ boot
-    (names are there)   (names by value, if parked)
+    parked snapshot ──▶ warm container ──▶ template of the image ──▶ boot
+    (names are there)   (nothing parked)   (names by value, if parked)
 
 A rung that failed is never tried again for the same container; a boot that failed is the end of the start.
 """
@@ -13,17 +13,19 @@ from typing import Literal
 
 from cellburst_protocol.messages import StartKind
 
-Rung = Literal["snapshot", "template", "boot"]
-ORDER: tuple[Rung, ...] = ("snapshot", "template", "boot")
+Rung = Literal["snapshot", "warm", "template", "boot"]
+ORDER: tuple[Rung, ...] = ("snapshot", "warm", "template", "boot")
+WARM_SECONDS = 5.0  # its runner only has to dial again, and to take over the environment
 RESTORE_SECONDS = 20.0  # a restore takes under 2 s; one that takes ten times that hangs, and a boot is quicker
 SHOWN_DIFFERENCES = 3  # parts of two keys that are named in a sentence
 
 
 class Rungs:
-    """The rungs of one start. `parked`: the request names a parked session whose names are here by value at least."""
+    """The rungs of one start. `parked`: the request names a parked session whose names are here by value at least; `warm`: a
+    warm container is at hand."""
 
-    def __init__(self, *, snapshot: bool, template: bool, parked: bool) -> None:
-        self._usable: dict[Rung, bool] = {"snapshot": snapshot, "template": template, "boot": True}
+    def __init__(self, *, snapshot: bool, template: bool, parked: bool, warm: bool = False) -> None:
+        self._usable: dict[Rung, bool] = {"snapshot": snapshot, "warm": warm, "template": template, "boot": True}
         self._parked = parked
         self.failures: list[tuple[Rung, str]] = []
 
@@ -43,17 +45,19 @@ class Rungs:
         """What a container that came up by this rung is called."""
         if rung == "snapshot":
             return "snapshot"
-        return "names" if self._parked else rung
+        if self._parked:
+            return "names"
+        return "boot" if rung == "boot" else "template"
 
 
 def detail(rung: Rung) -> str:
     """What the phase of a restore says it restored."""
-    return "session" if rung == "snapshot" else "template"
+    return {"snapshot": "session", "warm": "warm pool"}.get(rung, "template")
 
 
 def unusable(rung: Rung, why: str) -> str:
     """What the phase of a restore says when it did not work."""
-    return f"{rung} unusable: {why}"
+    return f"{'warm container' if rung == 'warm' else rung} unusable: {why}"
 
 
 def difference(mine: Mapping[str, str], here: Mapping[str, str]) -> str:

@@ -163,6 +163,8 @@ class RunnerLink:
             log.warning("a runner's connection was cut", extra={"container": self._container, "why": str(why)})
         except (ConnectionError, TimeoutError):
             pass  # it dials again
+        except asyncio.CancelledError:
+            pass  # `unlisten`: this is the whole task, and asyncio of Python 3.11 logs one that ends cancelled
         finally:
             self._taken = False
             self._writer = None

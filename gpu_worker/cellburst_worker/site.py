@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from cellburst_protocol.clock import Clock
 from cellburst_protocol.messages import EngineInfo, FileChange, GpuUsage, Inventory, StartContainer
+from cellburst_runtime.assignment import Sources
 from cellburst_runtime.engine import Container
 from cellburst_runtime.fork_servers import ForkServers
 from cellburst_runtime.image_build import BuiltImage, Files, Log
@@ -114,6 +115,9 @@ class Prepared(Protocol):
     def layer_keys(self) -> list[str]:
         """The layers of the image that it is made of; none for a mirror."""
 
+    def sources(self) -> Sources:
+        """What lies at its mounts' sources now, for `RuntimeLike.assign`. Blocks for milliseconds."""
+
     def remove(self) -> Awaitable[object]:
         """Remove the folder of a container that was never started. Idempotent."""
 
@@ -150,6 +154,12 @@ class RuntimeLike(Protocol):
     ) -> Awaitable[Prepared]:
         """Make the folder and plan the mounts. `store_image` becomes the layer's store: it is moved, not copied."""
 
+    def assign(
+        self, prepared: Any, running: Any, request: StartContainer, *, sources: Sources, image: BuiltImage | None = None
+    ) -> Awaitable[tuple[Prepared, Running]]:
+        """Make a restored container that was given to nobody this request's. Raises `Unlike`: it is untouched, and not of its
+        kind; the error tree, OSError: it is of no use to anyone. `prepared` and `running` are this runtime's own."""
+
     def collect_garbage(self, keep: Sequence[str] = ()) -> Awaitable[object]:
         """End and remove containers of workers that are gone."""
 
@@ -176,3 +186,4 @@ class Site:
     imports: Imports
     limits: Limits = Limits()
     takes_templates: bool = True
+    keeps_warm: bool = True  # containers restored from them beforehand

@@ -31,8 +31,9 @@ from cellburst_runtime.runtime import STORES
 from cellburst_runtime.snapshot_manifest import NAMES, Manifest, SnapshotUnusable
 
 from .body import Body, start_message
+from .images import BuildLogs, pack_files
 from .parked_names import lost_names, show
-from .rungs import RESTORE_SECONDS, Rung, Rungs, detail, difference, unusable
+from .rungs import RESTORE_SECONDS, WARM_SECONDS, Rung, Rungs, detail, difference, unusable
 from .site import Prepared
 
 FORKED = "fork server"  # what the phase of a boot says that was none
@@ -60,12 +61,13 @@ class Starting:
         self._parked: Parked | None = None
         self._template: Manifest | None = None
         self._notes: list[str] = []
+        self._image_detail = ""
         self._talk = body.talk("started")
 
     async def run(self) -> ContainerReady:
         """Bring it up. Raises the error tree when not even a boot worked; `body` then has what must be removed."""
         await self._look()
-        prepared = await self._phase("image", self._prepare())
+        prepared = await self._phase("image", self._build_and_take())
         rungs = await self._rungs(prepared)
         while True:
             rung = rungs.next()
@@ -78,10 +80,11 @@ class Starting:
                 if not rungs.failed(rung, str(why)):
                     raise
                 log.warning("a restore failed", extra={"container": self._body.id, "rung": rung, "why": str(why)})
-                await asyncio.to_thread(self._site.runtime.snapshots.failed, prepared.snapshot_key)
+                if rung != "warm":
+                    await asyncio.to_thread(self._site.runtime.snapshots.failed, prepared.snapshot_key)
                 await self._clear_away()
                 prepared = await self._prepare()
-        if rung != "boot":
+        if rung in ("snapshot", "template"):
             await asyncio.to_thread(self._site.runtime.snapshots.succeeded, prepared.snapshot_key)
         kind, lost = await self._give_names(rungs.kind(rung), rung)
         running = self._body.running
@@ -92,6 +95,7 @@ class Starting:
         return ContainerReady(
             engine=running.engine, network=running.network, phases=self._body.phases, notes=[*dict.fromkeys(notes)],
             python_version=hello.python_version, start=kind, lost=lost,
+            image_id=self._body.image.id if self._body.image is not None else "",
         )  # fmt: skip
 
     # -- what there is ---------------------------------------------------------------------------------------------
@@ -120,16 +124,41 @@ class Starting:
             snapshot=parked is not None and bool(parked.manifest.key) and not parked.why_not,
             template=self._template is not None,
             parked=parked is not None,
+            warm=self._body.running is not None,
         )
 
     # -- one rung --------------------------------------------------------------------------------------------------
+
+    async def _build_and_take(self) -> Prepared:
+        body, recipe = self._body, self._body.request.recipe
+        if recipe is not None:
+            logs = BuildLogs(recipe, lambda message: body.outbound.emit(message, body.request.prepare_call))
+            try:
+                files = pack_files(recipe, self._site.exchange)
+                body.image = await self._site.runtime.build_image(body.request, files, logs.line)
+            finally:
+                logs.close()
+            self._image_detail = logs.summary() if body.image is not None else ""
+        return await self._from_pool() or await self._prepare()
+
+    async def _from_pool(self) -> Prepared | None:
+        body = self._body
+        if self._parked is not None or body.pool is None:
+            return None  # what a session wrote comes back with the store that its layer is made on
+        taken = await body.pool.take(body.request, body.image)
+        if taken is None:
+            return None
+        body.prepared, body.running = taken.prepared, taken.running
+        body.outbound.folder = taken.prepared.folder
+        await body.link.listen(taken.prepared.socket_path)
+        return taken.prepared
 
     async def _prepare(self) -> Prepared:
         body, store = self._body, None
         if self._parked is not None:
             store = await asyncio.to_thread(self._copy_store, self._parked)
         try:
-            prepared = await self._site.runtime.prepare(body.request, store_image=store)
+            prepared = await self._site.runtime.prepare(body.request, store_image=store, image=body.image)
         finally:
             if store is not None:
                 store.unlink(missing_ok=True)  # not taken
@@ -152,19 +181,21 @@ class Starting:
             hello = await self._phase("boot", self._come_up(None))
             return hello, await self._phase("enter", self._enter(restored=False, reseed=False))
         manifest = self._parked.manifest if rung == "snapshot" and self._parked is not None else self._template
-        assert manifest is not None
+        seconds = WARM_SECONDS if rung == "warm" else RESTORE_SECONDS
         self._body.outbound.restoring = True
         try:
-            async with asyncio.timeout(RESTORE_SECONDS):
-                hello = await self._phase("restore", self._restore(manifest), rung)
-                entering = self._enter(restored=True, reseed=rung == "template")
+            async with asyncio.timeout(seconds):
+                restoring = self._greet() if rung == "warm" else self._restore(manifest)
+                hello = await self._phase("restore", restoring, rung)
+                entering = self._enter(restored=True, reseed=rung != "snapshot")
                 return hello, await self._phase("enter", entering, rung)
         except TimeoutError:
-            raise error(ErrorCode.START_FAILED, f"it was not up within {RESTORE_SECONDS:g} s") from None
+            raise error(ErrorCode.START_FAILED, f"it was not up within {seconds:g} s") from None
         finally:
             self._body.outbound.restoring = False
 
-    async def _restore(self, manifest: Manifest) -> RunnerHello:
+    async def _restore(self, manifest: Manifest | None) -> RunnerHello:
+        assert manifest is not None
         snapshots = self._site.runtime.snapshots
         try:
             await asyncio.to_thread(snapshots.check, manifest, checkpoint=True)
@@ -178,7 +209,12 @@ class Starting:
     async def _come_up(self, checkpoint: Path | None) -> RunnerHello:
         body = self._body
         assert body.prepared is not None
-        body.running = running = await body.prepared.start(checkpoint)
+        body.running = await body.prepared.start(checkpoint)
+        return await self._greet()
+
+    async def _greet(self) -> RunnerHello:
+        body, running = self._body, self._body.running
+        assert running is not None
         body.outbound.layer = running.layer
         hello = await self._talk.hello(running.container, self._site.limits.hello_seconds)
         body.link.start_pings()
@@ -245,10 +281,10 @@ class Starting:
             result = await work
         except (CellburstError, OSError, SnapshotUnusable, asyncio.CancelledError) as why:
             if rung is not None:
-                text = str(why) or f"it was not up within {RESTORE_SECONDS:g} s"
+                text = str(why) or f"it was not up within {WARM_SECONDS if rung == 'warm' else RESTORE_SECONDS:g} s"
                 self._told(name, self._site.clock.monotonic() - began, unusable(rung, text))
             raise
-        what = detail(rung) if name == "restore" and rung else ""
+        what = detail(rung) if name == "restore" and rung else self._image_detail if name == "image" else ""
         if name == "boot" and self._body.running is not None and self._body.running.forked:
             what = FORKED
         self._told(name, self._site.clock.monotonic() - began, what)

@@ -21,6 +21,7 @@ from cellburst_protocol.messages import RunnerFreeze, RunnerFrozen, RunnerReady,
 from cellburst_runtime.engine import ContainerExit
 from cellburst_runtime.engine_base import finish
 from cellburst_runtime.fork_server import ForkFailed
+from cellburst_runtime.image_build import BuiltImage
 from cellburst_runtime.proc import descendants
 from cellburst_runtime.record import load_record
 from cellburst_runtime.snapshot_manifest import CHECKPOINT, Manifest
@@ -49,13 +50,19 @@ class Templates:
         self._policy = TemplatePolicy()
         self._task: asyncio.Task[None] | None = None
 
-    def tick(self, facts: Sequence[Facts], requests: Mapping[str, StartContainer]) -> None:
-        """Begin a template if one is due. `requests`: what each container of `facts` was started with, by its id."""
+    def tick(
+        self,
+        facts: Sequence[Facts],
+        requests: Mapping[str, StartContainer],
+        images: Mapping[str, BuiltImage | None],
+    ) -> None:
+        """Begin a template if one is due. `requests` and `images`: what each container of `facts` was started with, by its
+        id."""
         if self._task is not None and not self._task.done():
             return
         keyed = [fact for fact in facts if fact.key]
         if keyed:
-            self._task = asyncio.create_task(self._one(keyed, requests))
+            self._task = asyncio.create_task(self._one(keyed, requests, images))
 
     async def close(self) -> None:
         """End the one that is being taken, and remove what it made."""
@@ -63,18 +70,23 @@ class Templates:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def _one(self, facts: Sequence[Facts], requests: Mapping[str, StartContainer]) -> None:
+    async def _one(
+        self,
+        facts: Sequence[Facts],
+        requests: Mapping[str, StartContainer],
+        images: Mapping[str, BuiltImage | None],
+    ) -> None:
         try:
             have = await asyncio.to_thread(self._have, {fact.key for fact in facts})
             usable = [fact for fact in facts if not self._disabled(fact.key)]
-            want = self._policy.due(self._site.clock.monotonic(), usable, have, _free_bytes())
+            want = self._policy.due(self._site.clock.monotonic(), usable, have, free_bytes())
             if want is None:
                 return
             self._policy.tried(want, self._site.clock.monotonic())
             if self._site.runtime.fork_servers.knows(want.key):
                 await self._warm(want)
             else:
-                await self._take(want, requests[want.container])
+                await self._take(want, requests[want.container], images[want.container])
         except (CellburstError, ForkFailed, OSError) as why:
             log.warning("a template could not be taken", extra={"why": str(why)})
         except Exception:
@@ -99,11 +111,19 @@ class Templates:
         seconds = round(self._site.clock.monotonic() - began, 3)
         log.info("a fork server is up", extra={"key": want.key[:16], "imports": len(preloaded), "seconds": seconds})
 
-    async def _take(self, want: Want, request: StartContainer) -> None:
+    async def _take(self, want: Want, request: StartContainer, image: BuiltImage | None) -> None:
+        if image is None:
+            await self._take_of(want, request, None)
+            return
+        with await self._site.runtime.images.share(image) as held:
+            await self._take_of(want, request, held)
+
+    async def _take_of(self, want: Want, request: StartContainer, image: BuiltImage | None) -> None:
         began = self._site.clock.monotonic()
         id = f"template-{secrets.token_hex(6)}"
         prepared = await self._site.runtime.prepare(
-            msgspec.structs.replace(request, container=id, lease="", session="", prepare_call="", parked="")
+            msgspec.structs.replace(request, container=id, lease="", session="", prepare_call="", parked=""),
+            image=image,
         )
         making = _Making(self._site, id, prepared)
         try:
@@ -159,7 +179,7 @@ class _Making:
                 draft,
                 Manifest(
                     kind="template", id=want.key, key=want.key, key_parts=dict(prepared.key_parts), notebook=notebook,
-                    live_files=live_files, preloaded=frozen.preloaded,
+                    live_files=live_files, preloaded=frozen.preloaded, layers=prepared.layer_keys,
                 ),
             )  # fmt: skip
         finally:
@@ -199,7 +219,7 @@ def _make_nice(folder: Path) -> None:
                 os.setpriority(os.PRIO_PROCESS, int(thread.name), NICE)
 
 
-def _free_bytes() -> int:
+def free_bytes() -> int:
     """What the kernel says is available; much where it does not say."""
     try:
         for line in MEMORY_INFO.read_text(encoding="ascii").splitlines():

@@ -16,33 +16,40 @@ from dataclasses import dataclass
 from typing import Any
 
 from cellburst_protocol import SOFTWARE_VERSION
-from cellburst_protocol.errors import CellburstError, ErrorCode, error
+from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo, error
 from cellburst_protocol.messages import (
+    BuildStream,
     ContainerStream,
     ForgetParked,
     GpuUsage,
     Heartbeat,
     Hello,
+    ImageLogs,
     Interrupt,
     Inventory,
     Joined,
     JoinWorker,
+    ListImages,
     Message,
     ParkContainer,
+    PruneImages,
     Shutdown,
     StartContainer,
     StopContainer,
     Welcome,
 )
-from cellburst_protocol.peer import Peer
+from cellburst_protocol.peer import Peer, Stream
 from cellburst_protocol.states import ContainerState, EndReason
 from cellburst_protocol.version import PROTOCOL_VERSION
 
 from .container import WorkerContainer
+from .images import ImageDesk
 from .leases import Lease, LeaseBook
 from .parking import parked_info
 from .site import Site
-from .templates import Templates
+from .templates import Templates, free_bytes
+from .warm_policy import Machine
+from .warm_pool import WarmPool
 
 FAREWELL_SECONDS = 2.0  # how long a stopping worker waits for the gateway to take the last events
 TICK_SECONDS = 1.0
@@ -75,6 +82,8 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._gpu_usage: dict[str, GpuUsage] = {}
         self._templates = Templates(site)
+        self._pool = WarmPool(site)
+        self._images = ImageDesk(site, identity.name, self._image_users)
         self.shutdown_asked = asyncio.Event()
 
     # -- the link ----------------------------------------------------------------------------------------------------
@@ -131,6 +140,10 @@ class Worker:
             case Interrupt():
                 for container in self._meant(message):
                     container.interrupt(message)
+            case ListImages() | PruneImages() | ImageLogs():
+                if isinstance(message, PruneImages):
+                    await self._pool.release_images()
+                return await self._images.answer(message)
             case Shutdown():
                 self.shutdown_asked.set()
             case _:
@@ -138,6 +151,23 @@ class Worker:
                     ErrorCode.BAD_MESSAGE, f"a worker takes no {type(message).__name__}", next="see PROTOCOL.md"
                 )
         return None
+
+    def on_open(self, head: Message, stream: Stream) -> None:
+        """A stream that the gateway opened: an image to build."""
+        if isinstance(head, BuildStream) and not self.shutdown_asked.is_set():
+            self._images.serve(head, stream)
+            return
+        stopping = "this worker is shutting down" if isinstance(head, BuildStream) else ""
+        stream.reset(
+            ErrorInfo(
+                code=ErrorCode.UNAVAILABLE if stopping else ErrorCode.BAD_MESSAGE,
+                message=stopping or f"a worker serves no {type(head).__name__}",
+            )
+        )
+
+    def _image_users(self) -> dict[str, list[str]]:
+        users = {c.id: list(c.image.keys) for c in self.containers.values() if c.image is not None}
+        return {**users, **self._pool.image_users()}
 
     def _meant(self, message: Interrupt) -> list[WorkerContainer]:
         if message.container:
@@ -188,7 +218,8 @@ class Worker:
             "container asked for",
             extra={"container": request.container, "gpus": len(request.gpus), "engine": request.engine},
         )
-        container = WorkerContainer(request, lease, self._site, lambda: self._book.release(lease.container))
+        release = self._book.release
+        container = WorkerContainer(request, lease, self._site, lambda: release(lease.container), self._pool)
         self.containers[container.id] = container
         self._spawn(self._live(container))
         self._open_stream(container, 0)
@@ -239,6 +270,7 @@ class Worker:
             for container in list(self.containers.values()):
                 container.tick()
             self._take_templates()
+            self._keep_warm()
             self._check_grace()
             await asyncio.sleep(self._heartbeat_seconds / 2 if not done else self._heartbeat_seconds)
 
@@ -249,13 +281,25 @@ class Worker:
         alive = [c for c in self.containers.values() if c.state is not ContainerState.ENDED]
         usage = [await container.usage(by_uuid) for container in alive]
         snapshots = await asyncio.to_thread(self._site.runtime.snapshots.usage)
+        snapshots.warm = self._pool.usage()
         return Heartbeat(worker=self._identity.name, usage=usage, gpus=gpus, snapshots=snapshots)
 
     def _take_templates(self) -> None:
         if self.shutdown_asked.is_set() or not self._site.takes_templates:
             return
         facts = [fact for container in self.containers.values() if (fact := container.facts()) is not None]
-        self._templates.tick(facts, {fact.container: self.containers[fact.container].request for fact in facts})
+        found = {fact.container: self.containers[fact.container] for fact in facts}
+        requests = {id: container.request for id, container in found.items()}
+        self._templates.tick(facts, requests, {id: container.image for id, container in found.items()})
+
+    def _keep_warm(self) -> None:
+        if self.shutdown_asked.is_set() or not self._site.keeps_warm:
+            return
+        # Requests that wait in the gateway's queue are not known here; the memory that leases hold is.
+        at_rest = (ContainerState.READY, ContainerState.ENDED)
+        busy = any(c.state not in at_rest or c.parks for c in self.containers.values())
+        total, leased = self._inventory.memory_mib << 20, self._book.held_memory_mib << 20
+        self._pool.tick(Machine(total, leased, free_bytes(), busy))
 
     def _check_grace(self) -> None:
         if self._peer is not None or not self.containers:
@@ -274,8 +318,11 @@ class Worker:
         for container in self.containers.values():
             container.stop(EndReason.SHUTDOWN)
         await self._templates.close()
+        await self._pool.close()
+        await self._images.close()
         while any(c.state is not ContainerState.ENDED for c in self.containers.values()):
             await asyncio.sleep(0.02)
+        await self._pool.close()  # what a start gave back that was ended
         try:
             async with asyncio.timeout(FAREWELL_SECONDS):
                 while self._peer is not None and self.containers:

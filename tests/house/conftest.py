@@ -11,8 +11,9 @@ from bench.harness import House, Kernel, house
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[House]:
-    """One gateway and worker for a module, with two simulated A100."""
-    with house("A100:2") as made:
+    """One gateway and worker for a module, with two simulated A100. It makes no containers that a test did not ask for:
+    some compare what is on the machine."""
+    with house("A100:2", warm_pool=False) as made:
         yield made
 
 

@@ -68,7 +68,7 @@ class House:
 
 
 @contextlib.asynccontextmanager
-async def house(folder: Path, *, templates: bool = False) -> AsyncIterator[House]:
+async def house(folder: Path, *, templates: bool = False, warm: bool = True) -> AsyncIterator[House]:
     notebook = folder / "notebook"
     notebook.mkdir(exist_ok=True)
     notebook.chmod(0o755)
@@ -81,7 +81,7 @@ async def house(folder: Path, *, templates: bool = False) -> AsyncIterator[House
         exchange = Exchange(folder / "data" / "blobs", http_url(link_url(gateway.url)), lambda: TOKEN)
         imports = Imports(folder / "data" / "imports")
         spool = folder / "data" / "spool"
-        site = Site(runtime, SystemClock(), exchange, spool, imports, Limits(), takes_templates=templates)
+        site = Site(runtime, SystemClock(), exchange, spool, imports, Limits(), templates, warm)
         worker = Worker(Identity("w1"), runtime.inventory(), site)
         link = GatewayLink(link_url(gateway.url), lambda: TOKEN, worker)
         found = House(gateway, folder, runtime, worker)

@@ -33,6 +33,24 @@ def test_the_fastest_rung_first_and_then_the_next(
     assert [rung for rung, _ in rungs.failures] == tried[:-1]
 
 
+@pytest.mark.parametrize(
+    ("template", "failing", "tried", "kind"),
+    [
+        (True, 0, ["warm"], "template"),
+        (True, 1, ["warm", "template"], "template"),
+        (False, 1, ["warm", "boot"], "boot"),
+        (True, 2, ["warm", "template", "boot"], "boot"),
+    ],
+)
+def test_a_warm_container_comes_before_the_template(template: bool, failing: int, tried: list[Rung], kind: str) -> None:
+    rungs = Rungs(snapshot=False, template=template, parked=False, warm=True)
+    seen = [rungs.next()]
+    for _ in range(failing):
+        assert rungs.failed(seen[-1], "why")
+        seen.append(rungs.next())
+    assert seen == tried and rungs.kind(seen[-1]) == kind
+
+
 def test_below_a_boot_there_is_nothing() -> None:
     rungs = Rungs(snapshot=False, template=False, parked=False)
     assert not rungs.failed("boot", "no memory") and rungs.failures == [("boot", "no memory")]
@@ -57,5 +75,6 @@ def test_a_mismatch_names_what_differs(mine: dict[str, str], here: dict[str, str
 
 
 def test_phases_say_what_was_restored_or_why_not() -> None:
-    assert (detail("snapshot"), detail("template")) == ("session", "template")
+    assert (detail("snapshot"), detail("template"), detail("warm")) == ("session", "template", "warm pool")
+    assert unusable("warm", "gone") == "warm container unusable: gone"
     assert unusable("snapshot", "x.so was replaced") == "snapshot unusable: x.so was replaced"
