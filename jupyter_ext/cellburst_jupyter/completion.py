@@ -112,9 +112,9 @@ def complete_line(
     key, equals, value = word.partition("=")
     if equals:
         part = value.rpartition(",")[2] if key in ("gpu", "in", "out") else value
-        return [v for v in _values(key, fleet, sessions, names, images or []) if v.lower().startswith(part.lower())], len(
-            before
-        ) - len(part)
+        return [
+            v for v in _values(key, fleet, sessions, names, images or []) if v.lower().startswith(part.lower())
+        ], len(before) - len(part)
     used = set(re.findall(r"(?:^|\s)(?:--)?([a-z]+)(?==)", before))
     dashes = "--" if word.startswith("--") else ""
     keys = [k for k in KEYS if k not in used and k.startswith(word.removeprefix("--"))]

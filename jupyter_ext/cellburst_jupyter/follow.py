@@ -315,7 +315,9 @@ def started_lines(started: ContainerStarted, there: list[str], *, moved: bool = 
         return [f"the session's earlier container is gone, and the names that lived there{which}"]
     lines = []
     if started.start == "names" and moved:
-        lines.append("the session is in another image now, with its names: its threads, open files and widgets are gone")
+        lines.append(
+            "the session is in another image now, with its names: its threads, open files and widgets are gone"
+        )
     elif started.start == "names":
         why = next((f" ({phase.detail})" for phase in started.phases if "unusable" in phase.detail), "")
         lines.append(f"the session came back with its names only{why}: its threads, open files and widgets are gone")

@@ -127,7 +127,9 @@ class RemoteSession:
         self.resources: Resources | None = None  # what the session's container was asked for
         self.mirror: MirrorSpec | None = None  # what the session's container was made from, if it was no image
         self.python_version = ""  # of the session's last container
-        self.image: str | None = None  # id of that container's, "" for the mirror; None: this kernel has not seen it start
+        self.image: str | None = (
+            None  # id of that container's, "" for the mirror; None: this kernel has not seen it start
+        )
         self.drift_told: set[str] = set()
         self.files_told: dict[str, tuple[int, bool]] = {}  # path -> size and whether deleted
 

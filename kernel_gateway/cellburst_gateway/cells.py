@@ -95,7 +95,9 @@ class Cells:
         else:
             container.note_scaledown(resources.scaledown_seconds)
         state = _first_state(session)
-        cell = msgspec.structs.replace(cell, recipe=recipe, keep_image=False)  # as the inbox has it for the next gateway
+        cell = msgspec.structs.replace(
+            cell, recipe=recipe, keep_image=False
+        )  # as the inbox has it for the next gateway
         call = Call(
             id=cell.call, resources=resources, value_key=self._value_key(cell), accepted_at=self._hub.clock.monotonic(),
             cell=cell, buffers=buffers, image=cell.image, recipe=recipe, accepted_sequence=session.last_sequence,

@@ -162,8 +162,9 @@ class KernelStream:
         if session.park is not None or (container is None and session.kept is not None):
             problem = ErrorInfo(
                 code=ErrorCode.NOT_FOUND,
-                message=f"session {session.record.name!r} is parked" if container is None else
-                f"session {session.record.name!r} is being parked",
+                message=f"session {session.record.name!r} is parked"
+                if container is None
+                else f"session {session.record.name!r} is being parked",
                 next="run a cell: it brings the session back",
             )
         elif container is None:

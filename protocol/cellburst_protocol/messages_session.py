@@ -81,7 +81,9 @@ class RunCell(Base, kw_only=True, tag="run_cell"):
     used: list[str] = []  # names the cell may read or change in place
     deleted: list[str] = []
     home_limit_bytes: int = 10_000_000
-    python_version: str = ""  # the kernel's: code that the container's Python made is sent to the same minor version only
+    python_version: str = (
+        ""  # the kernel's: code that the container's Python made is sent to the same minor version only
+    )
     detach: bool = False
     value_key: str = ""  # hex; gateway -> worker only, never further
     mac: str = ""

@@ -76,7 +76,9 @@ async def bundle_for_mirror(spec: MirrorSpec, data_folder: Path) -> Bundle | Non
 
 async def bundle_for_image(image: BuiltImage, data_folder: Path) -> Bundle | None:
     """The same for a built image."""
-    names = await asyncio.to_thread(names_in_layers, image.layers, image.site_packages) if image.site_packages else set()
+    names = (
+        await asyncio.to_thread(names_in_layers, image.layers, image.site_packages) if image.site_packages else set()
+    )
     found = _found_among(names, set(_WANTED))
     _check_age(found.get("ipykernel", ()), "the image", 'pip_install("ipykernel")')
     if found.keys() >= set(_WANTED):

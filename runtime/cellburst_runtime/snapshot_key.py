@@ -40,9 +40,7 @@ def image_parts(image: MirrorSpec, packages: Path) -> dict[str, str]:
     }
 
 
-def built_image_parts(
-    image: str, instance: str, environment: Mapping[str, str], packages: Path
-) -> dict[str, str]:
+def built_image_parts(image: str, instance: str, environment: Mapping[str, str], packages: Path) -> dict[str, str]:
     """The same for a container of a built image, by its id and `instance`: a layer that was made anew is another. `environment`
     is the container's."""
     variables = {k: v for k, v in environment.items() if k not in _VARIABLES_NOT_COMPARED}
