@@ -9,6 +9,8 @@ It starts "containers" at once and runs "cells" by script: a cell's code is line
 
 Events are spooled until acknowledged and sent again after a lost link, as the real worker does. A parked session is a line in
 `parked`, resumed by the rung that `resumes_by` says; `kill()` and a new `instance` are a worker that was killed and came back.
+
+Over 400 lines: one worker, with every message of its link.
 """
 
 from __future__ import annotations

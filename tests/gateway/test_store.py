@@ -1,4 +1,7 @@
-"""The record's contract, on SQLite and on a real PostgreSQL: every verb, its repeats and its refusals."""
+"""The record's contract, on SQLite and on a real PostgreSQL: every verb, its repeats and its refusals.
+
+Over 400 lines: one contract, run whole on each kind of database.
+"""
 
 from __future__ import annotations
 
