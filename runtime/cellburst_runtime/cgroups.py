@@ -1,7 +1,8 @@
 """Limits and usage of a container's control group, for cgroup v1 (also hybrid) and v2 behind one class.
 
-A container's group is `cellburst/NAME`, in every v1 hierarchy or once in the v2 tree. The runtime makes it and sets its
-limits before the engine starts, so that the counts of out-of-memory kills are still there after the engine has gone.
+A container's group is `cellburst/TAG-NAME` (TAG is the installation's), in every v1 hierarchy or once in the v2 tree.
+The runtime makes it and sets its limits before the engine starts, so that the counts of out-of-memory kills are still
+there after the engine has gone.
 Sources: the kernel's Documentation/admin-guide/cgroup-v1/memory.rst and cgroup-v2.rst.
 """
 
@@ -39,10 +40,14 @@ class Limits:
 
 
 class Cgroups:
-    """The control groups of this machine. `root` is where they are mounted (a made-up tree in tests)."""
+    """The control groups of one installation. `root` is where they are mounted (a made-up tree in tests).
 
-    def __init__(self, root: Path = CGROUP_ROOT) -> None:
+    `tag` tells its groups from another installation's, which may give a container the same name.
+    """
+
+    def __init__(self, root: Path = CGROUP_ROOT, *, tag: str = "") -> None:
         self.root = root
+        self._prefix = f"{tag}-" if tag else ""
         if (root / "cgroup.controllers").is_file():
             self.version = 2
         elif all((root / name).is_dir() for name in (*_CONTROLLERS, "cpuacct")):
@@ -73,10 +78,14 @@ class Cgroups:
             if self.version
             else []
         )
-        return [folder for base in roots if (folder := base / PARENT / name).is_dir()]
+        return [folder for base in roots if (folder := base / PARENT / self.folder_name(name)).is_dir()]
+
+    def folder_name(self, name: str) -> str:
+        """What the container's group is called below the common parent."""
+        return f"{self._prefix}{name}"
 
     def names(self) -> set[str]:
-        """The names of all groups below the common parent."""
+        """The folder names of all groups below the common parent, also of other installations."""
         roots = [self.root] if self.version == 2 else list(self.root.iterdir()) if self.version else []
         parents = [base / PARENT for base in roots if (base / PARENT).is_dir()]
         return {entry.name for parent in parents for entry in parent.iterdir() if entry.is_dir()}
@@ -105,7 +114,7 @@ class Cgroup:
 
         On v2 a child: an engine that removes its group then leaves ours, whose counts include the child's.
         """
-        return f"/{PARENT}/{self.name}" + ("/sandbox" if self.host.version == 2 else "")
+        return f"/{PARENT}/{self.host.folder_name(self.name)}" + ("/sandbox" if self.host.version == 2 else "")
 
     def create(self, limits: Limits) -> None:
         """Make the group with its limits. Raises OSError and leaves nothing then."""
@@ -230,11 +239,11 @@ class Cgroup:
         return [str(folder) for folder in left]
 
     def _v1(self, controller: str) -> Path:
-        return self.host.root / controller / PARENT / self.name
+        return self.host.root / controller / PARENT / self.host.folder_name(self.name)
 
     @property
     def _v2(self) -> Path:
-        return self.host.root / PARENT / self.name
+        return self.host.root / PARENT / self.host.folder_name(self.name)
 
 
 def _limit_v2(folder: Path, limits: Limits) -> None:

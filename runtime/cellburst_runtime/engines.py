@@ -56,7 +56,7 @@ async def find_engines(
     """Find what works. Raises RequestError (BAD_ARGUMENT) when `only` is no engine, or does not work here (why)."""
     if only and only not in ENGINES:
         raise error(ErrorCode.BAD_ARGUMENT, f"engine={only!r} is not an engine", allowed=", ".join(ENGINES))
-    cgroups = cgroups or Cgroups()
+    cgroups = cgroups or Cgroups(tag=networks.tag)
     no_limits = cgroups.probe() if os.geteuid() == 0 else "that needs root"
     choice = Choice([], cgroups)
     if only in ("", "gvisor"):

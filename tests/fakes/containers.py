@@ -35,7 +35,7 @@ def make_spec(folder: Path, script: str, **changes: object) -> ContainerSpec:
 
 def traces(container_id: str, folder: Path) -> list[str]:
     """Everything on this machine that still names the container: processes, groups, mounts, namespaces, its folder."""
-    found = [f"cgroup {path}" for path in Cgroups().folders(container_id)]
+    found = [f"cgroup {name}" for name in Cgroups().names() if name.endswith(container_id)]
     found += [f"mount {path}" for path in mounts_below(folder)]
     for pid in all_processes():
         try:

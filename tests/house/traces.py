@@ -8,6 +8,9 @@ from pathlib import Path
 
 import psutil
 
+from cellburst_runtime.cgroups import Cgroups
+from cellburst_runtime.network import Networks
+
 
 def processes(marker: str) -> dict[int, str]:
     """Processes whose command line or environment-free arguments contain `marker`."""
@@ -19,19 +22,15 @@ def processes(marker: str) -> dict[int, str]:
     return found
 
 
-def machine() -> dict[str, set[str]]:
-    """Everything a container could leave on this machine outside its folder."""
-    mounts = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
-    groups = {str(p) for p in Path("/sys/fs/cgroup").glob("*/*ellburst*/*")} | {
-        str(p) for p in Path("/sys/fs/cgroup").glob("cellburst*/*")
-    }
-    namespaces = {p.name for p in Path("/run/netns").glob("*")} if Path("/run/netns").is_dir() else set()
-    links = {p.name for p in Path("/sys/class/net").iterdir()}
+def house_traces(folder: Path) -> set[str]:
+    """What the house in `folder` has on this machine outside that folder: other houses may come and go meanwhile."""
+    tag = Networks(folder / "run").tag
+    found = {f"mount {line.split()[4]}" for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+    loops = subprocess.run(["losetup", "-n", "-O", "BACK-FILE"], capture_output=True, text=True, check=False).stdout
     tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=False).stdout
-    loops = subprocess.run(
-        ["losetup", "-n", "-O", "NAME,BACK-FILE"], capture_output=True, text=True, check=False
-    ).stdout
-    return {
-        "mounts": mounts, "cgroups": groups, "namespaces": namespaces, "links": links, "tables": set(tables.splitlines()),
-        "loops": {" ".join(line.split()) for line in loops.splitlines()},
-    }  # fmt: skip
+    found |= {f"loop {line}" for line in loops.splitlines()} | {f"table {line}" for line in tables.splitlines()}
+    found |= {f"cgroup {name}" for name in Cgroups().names()}
+    found |= {f"link {path.name}" for path in Path("/sys/class/net").iterdir()}
+    if Path("/run/netns").is_dir():
+        found |= {f"namespace {path.name}" for path in Path("/run/netns").iterdir()}
+    return {trace for trace in found if f"{folder}/" in trace or tag in trace}

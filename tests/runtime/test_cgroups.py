@@ -64,6 +64,13 @@ def test_v2_limits_and_usage(v2: Path) -> None:
     assert groups.names() == {"a"}
 
 
+def test_two_installations_may_use_one_name(v2: Path) -> None:
+    one, two = Cgroups(v2, tag="0a"), Cgroups(v2, tag="0b")
+    one.group("c1").create(Limits(memory_mib=64, cpu=1, pids=10))
+    assert one.names() == {"0a-c1"} and two.folders("c1") == [] and one.folders("c1") == [v2 / "cellburst" / "0a-c1"]
+    assert one.group("c1").engine_path == "/cellburst/0a-c1/sandbox"
+
+
 def test_v1_limits_and_usage(v1: Path) -> None:
     groups = Cgroups(v1)
     assert groups.version == 1 and groups.probe() == ""

@@ -18,6 +18,7 @@ from cellburst_jupyter.environment import collect_environment
 from cellburst_protocol import mac
 from cellburst_protocol import messages as m
 from cellburst_protocol.states import EndReason
+from cellburst_runtime.cgroups import Cgroups
 from tests.fakes.fake_gateway import MASTER_KEY, TOKEN, FakeGateway
 
 ENGINES = ["process", pytest.param("gvisor", marks=pytest.mark.gvisor)]
@@ -83,7 +84,7 @@ def traces_of(container: str, run: Path) -> list[str]:
     mounts = [
         line for line in Path("/proc/self/mounts").read_text().splitlines() if container in line or str(run) in line
     ]
-    groups = [str(p) for p in Path("/sys/fs/cgroup").glob(f"**/*{container}*") if p.is_dir()]
+    groups = [name for name in Cgroups().names() if name.endswith(container)]
     return [*map(str, processes_of(container)), *mounts, *groups, *(str(p) for p in (run / "containers").glob("*"))]
 
 
