@@ -21,6 +21,7 @@ STATUS_OF = {
     ErrorCode.FORBIDDEN: 403,
     ErrorCode.NOT_FOUND: 404,
     ErrorCode.CONFLICT: 409,
+    ErrorCode.VOLUME_CONFLICT: 409,
     ErrorCode.TOO_LARGE: 413,
     ErrorCode.BUSY: 429,
     ErrorCode.DISK_FULL: 507,

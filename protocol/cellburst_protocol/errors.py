@@ -44,6 +44,7 @@ class ErrorCode(enum.StrEnum):
     TOO_LARGE = "request.too_large"
     PYTHON_DIFFERS = "request.python_differs"
     BUDGET = "request.budget"
+    VOLUME_CONFLICT = "request.volume_conflict"
     # the user's code
     RAISED = "user_code.raised"
     EXITED = "user_code.exited"

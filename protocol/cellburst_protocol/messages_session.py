@@ -16,6 +16,7 @@ from .messages_control import SessionRow
 from .messages_parts import ContainerInfo, ContainerUsage, MirrorSpec, NameGroup, ParkedInfo, ValuePart
 from .resources import Resources
 from .states import SessionState
+from .volumes import VolumeMount
 
 
 class SessionStream(Base, kw_only=True, tag="session_stream"):
@@ -87,6 +88,8 @@ class RunCell(Base, kw_only=True, tag="run_cell"):
     detach: bool = False
     value_key: str = ""  # hex; gateway -> worker only, never further
     mac: str = ""
+    volumes: list[VolumeMount] | None = None  # by name; None: as the session has them. Ids are the gateway's to fill in
+    secrets: list[str] | None = None  # names; None: as the session has them
 
 
 class CellAccepted(Base, kw_only=True, tag="cell_accepted"):

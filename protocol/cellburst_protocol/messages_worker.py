@@ -24,6 +24,7 @@ from .messages_parts import (
 )
 from .resources import Resources
 from .states import ContainerState, EndReason
+from .volumes import VolumeMount
 
 
 class ContainerReport(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -77,6 +78,7 @@ class StartContainer(Base, kw_only=True, tag="start_container"):
     engine: str = ""  # "" is the worker's preferred one
     prepare_call: str = ""  # phases are reported as events of this call
     parked: str = ""
+    volumes: list[VolumeMount] = []
 
 
 class StopContainer(Base, kw_only=True, tag="stop_container"):
