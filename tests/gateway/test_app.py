@@ -216,7 +216,10 @@ async def test_the_local_worker_is_started_and_started_again(
     (package / "__init__.py").write_text("")
     (package / "__main__.py").write_text(
         "import os, signal, sys, pathlib\n"
-        f"pathlib.Path({str(tmp_path)!r}, 'pid.%d' % os.getpid()).write_text(' '.join(sys.argv[1:]))\n"
+        f"note = pathlib.Path({str(tmp_path)!r}, 'pid.%d' % os.getpid())\n"
+        "part = note.with_name('part.%d' % os.getpid())\n"
+        "part.write_text(' '.join(sys.argv[1:]))\n"
+        "part.rename(note)\n"
         "signal.pause()\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
