@@ -27,6 +27,7 @@ from .blobs import BlobFolder
 from .cells import Cells
 from .clock import SystemClock
 from .config import GatewayConfig
+from .container_link import ContainerLink, live_record, token_record
 from .fleet import Fleet
 from .http_base import NothingHere
 from .http_routes import BlobRoute, Health, MetricsRoute
@@ -42,9 +43,10 @@ from .metrics import Metrics
 from .parking import Parking
 from .placer import Placer
 from .prices import PriceTable
+from .secret_desk import SecretDesk
 from .sessions import Sessions
 from .store import Store
-from .store_rows import Owner, TokenRecord
+from .store_rows import Owner, Role, TokenRecord
 from .worker_events import WorkerEvents
 from .worker_link import WorkerLink
 
@@ -76,13 +78,16 @@ def build(config: GatewayConfig, clock: Clock, store: Store, held: folders.Secre
     hub.metrics.counter("cellburst_record_errors_total", "Writes of the record that failed after the log had the fact.")
     hub.fleet, hub.sessions, hub.placer = Fleet(hub), Sessions(hub), Placer(hub)
     hub.cells, hub.events, hub.parking, hub.images = Cells(hub), WorkerEvents(hub), Parking(hub), Images(hub)
+    hub.secret_desk = SecretDesk(hub)
     return hub
 
 
 def routes(hub: Hub, auth: Authenticator, links: Links) -> Application:
     """Every route there is; anything else is `NothingHere`."""
 
-    def serve_kernel(hello: Hello, token: TokenRecord, peer: Peer, loopback: bool) -> KernelLink:
+    def serve_kernel(hello: Hello, token: TokenRecord, peer: Peer, loopback: bool) -> KernelLink | ContainerLink:
+        if token.role is Role.CONTAINER:
+            return ContainerLink(hub, token, peer)
         return KernelLink(hub, hello, token, peer)
 
     def serve_worker(hello: Hello, token: TokenRecord, peer: Peer, loopback: bool) -> WorkerLink:
@@ -131,6 +136,8 @@ class Gateway:
             store = Store.open(config.database or config.data_folder / "record.sqlite", now=self.clock.wall())
             self.hub = build(config, self.clock, store, held, self.instance)
             self.auth = Authenticator(store, self.clock, config)
+            self.auth.container_token = lambda token: token_record(self.hub, token)
+            self.auth.container_alive = lambda container: live_record(self.hub, container)
             self.auth.seed(Owner(WORKSPACE, "user"), held.token, held.worker_token)
             self.hub.blobs.remove_stale(self.clock.wall())
             sockets = self._bind()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from cellburst_protocol.clock import Clock
@@ -21,6 +22,7 @@ from .store_tokens import hash_token
 MAX_TOKEN_CHARACTERS = 512  # ours have 43; hashing a megabyte for a stranger would be a gift
 MAX_LOGGED_FAILURES = 20  # a minute; the rest is counted
 WORKSPACE = "home"
+CONTAINER_PREFIX = "cbc."
 USER_TOKEN_NAME = "user token file"  # noqa: S105 - a label, not a secret
 WORKER_TOKEN_NAME = "worker token file"  # noqa: S105
 
@@ -36,6 +38,9 @@ class Authenticator:
         self._config = config
         self.failures = 0
         self._logged: list[float] = []
+        # Tokens of containers are not recorded: `app` says who knows them (a whole token, or a container by its id).
+        self.container_token: Callable[[str], TokenRecord] | None = None
+        self.container_alive: Callable[[str], TokenRecord] | None = None
 
     def seed(self, owner: Owner, token: str, worker_token: str) -> None:
         """Record the tokens of the secret files; those that an earlier file held are revoked."""
@@ -63,6 +68,9 @@ class Authenticator:
                     ErrorCode.UNAUTHENTICATED, "this gateway needs a token", allowed="a header `Authorization: Bearer TOKEN`",
                     next="the token of this user's own gateway is the file `token` in its data folder",
                 )  # fmt: skip
+            if token.startswith(CONTAINER_PREFIX) and self.container_token is not None:
+                found = self.container_token(token)
+                return found, CONTAINER_PREFIX + found.id
             hashed = hash_token(token)
             return self.check(hashed), hashed
         except CellburstError as why:
@@ -71,7 +79,9 @@ class Authenticator:
             raise
 
     def check(self, hashed: str) -> TokenRecord:
-        """Whose token it is now. Raises RequestError (UNAUTHENTICATED)."""
+        """Whose token it is now, by what `bearer` gave with it. Raises RequestError (UNAUTHENTICATED)."""
+        if hashed.startswith(CONTAINER_PREFIX) and self.container_alive is not None:
+            return self.container_alive(hashed.removeprefix(CONTAINER_PREFIX))
         return self._store.authenticate(hashed, now=self._clock.wall())
 
     def _failed(self) -> None:

@@ -13,7 +13,7 @@ import msgspec
 from cellburst_protocol.errors import CellburstError, ErrorCode, error
 from cellburst_protocol.framing import Buffer
 from cellburst_protocol.images import ImageRecipe, image_key
-from cellburst_protocol.messages import Ack, ContainerInfo, ContainerUsage, Message
+from cellburst_protocol.messages import Ack, ContainerInfo, ContainerUsage, Message, MirrorSpec
 from cellburst_protocol.peer import LinkClosed, Stream
 from cellburst_protocol.resources import Resources
 from cellburst_protocol.states import CONTAINER_TRANSITIONS, ContainerState, EndReason, advance
@@ -36,6 +36,7 @@ class ContainerDetail(msgspec.Struct, omit_defaults=True, kw_only=True):
     names_lost: bool = False
     parked: str = ""  # the id of the parked session that it was to resume
     recipe: ImageRecipe | None = None  # None: the mirror
+    link_image: MirrorSpec | None = None  # its code may use the gateway: what sessions of its own run in
 
     def serves(self, asked: Resources, recipe: ImageRecipe | None) -> bool:
         """Whether the container can run a cell that asks for this: it has what it would get."""
@@ -92,6 +93,7 @@ class ContainerHandle:
         self.reported_call = ""  # what its worker ran when it last joined
         self.usage: ContainerUsage | None = None
         self.building = False  # its worker builds its image
+        self.released: dict[str, tuple[str, int]] | None = None  # secrets that it has: (store, version); None: not known
         self._uptime_seconds = 0.0
         self._uptime_at = now
         self._frozen = False
@@ -149,6 +151,7 @@ class ContainerHandle:
         if self._stream is not None:
             self._stream.reset()
         self._stream = stream
+        self.released = None  # what was sent on the last one may be lost
         waiting, self._waiting, self._waiting_bytes = self._waiting, deque(), 0
         try:
             stream.post(Ack(sequence=self.recorded))  # an earlier one may have been lost with its link

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from tornado.web import HTTPError, RequestHandler
 
-from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo
+from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo, error
 
 from .auth import Authenticator
-from .store_rows import TokenRecord
+from .store_rows import Role, TokenRecord
 
 if TYPE_CHECKING:
     from .hub import Hub
@@ -42,6 +42,7 @@ class Base(RequestHandler):
     """A route that needs a token, unless `open_to_all`."""
 
     open_to_all = False
+    for_containers = False  # whether code in a container may use it, with a token of its own
     token: TokenRecord | None = None
     token_hash = ""
 
@@ -63,6 +64,8 @@ class Base(RequestHandler):
             self.auth.check_origin(self.request.headers.get("Origin"), self.request.host)
             if not self.open_to_all:
                 self.token, self.token_hash = self.auth.bearer(self.request.headers.get("Authorization"))
+                if self.token.role is Role.CONTAINER and not self.for_containers:
+                    raise error(ErrorCode.FORBIDDEN, "this is not for code in a container", next="do it outside")
         except CellburstError as why:
             self.refuse(why.info)
 

@@ -11,6 +11,7 @@ from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo, erro
 from cellburst_protocol.version import PROTOCOL_VERSION
 
 from .blobs import CHUNK_BYTES, BlobWriter
+from .container_link import container_scope
 from .http_base import Base
 from .metrics import CONTENT_TYPE
 from .store_rows import Role
@@ -50,6 +51,7 @@ class MetricsRoute(Base):
 class BlobRoute(Base):
     """One blob."""
 
+    for_containers = True
     _writer: BlobWriter | None = None
 
     def prepare(self) -> None:
@@ -84,6 +86,8 @@ class BlobRoute(Base):
         assert self._writer is not None and self.token is not None
         self._writer.finish()
         self.hub.blobs.add_owner(self.token.owner.workspace, hash)
+        if self.token.role is Role.CONTAINER:
+            self.hub.blobs.add_owner(container_scope(self.token), hash)
         self.set_status(201)
         self.finish(b"{}")
 
@@ -116,7 +120,8 @@ class BlobRoute(Base):
     def _path(self, hash: str) -> Path:
         assert self.token is not None
         path = self.hub.blobs.path(hash)
-        if not self.hub.blobs.may_read(self.token.owner.workspace, hash):
+        scope = container_scope(self.token) if self.token.role is Role.CONTAINER else self.token.owner.workspace
+        if not self.hub.blobs.may_read(scope, hash):
             raise CellburstError(ErrorInfo(code=ErrorCode.NOT_FOUND, message=f"there is no blob {hash}"))
         return path
 

@@ -113,12 +113,16 @@ class KernelStream:
                     await self._wakeup.wait()
                     continue
                 for numbered, buffers in session.recent(self._sent) or self._from_log():
+                    self._sending(numbered)
                     await self._stream.send(numbered, buffers)
                     self._sent = numbered.sequence
         except CellburstError as why:
             if why.code is not ErrorCode.LINK_CLOSED and not self._closed:
                 log.error("a session's log cannot be read: %s", why.info.message, extra={"session": session.id})
                 self._stream.reset(why.info)
+
+    def _sending(self, numbered: Numbered) -> None:
+        """An event is about to go."""
 
     def _from_log(self) -> list[tuple[Numbered, list[bytes]]]:
         found = [

@@ -82,6 +82,8 @@ class Links:
 class LinkHandler(WebSocketHandler, Base):
     """One socket."""
 
+    for_containers = True
+
     def initialize(self, hub: Hub, auth: Any, links: Links, serve_kernel: Serve, serve_worker: Serve) -> None:  # type: ignore[override]
         """Tornado gives each handler these."""
         Base.initialize(self, hub, auth)

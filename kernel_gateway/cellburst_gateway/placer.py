@@ -18,6 +18,7 @@ from cellburst_protocol.states import CallState, ContainerState, EndReason, Sess
 
 from .calls import Call
 from .cells import describe
+from .container_link import container_token
 from .containers import ContainerDetail, ContainerHandle
 from .park_rules import Cause, wanted_after
 from .placement import Holding, Machine, Placed, Refused, Request, Waits, place, place_all
@@ -268,6 +269,7 @@ class Placer:
             resources=resources, info=info, usd_per_second=rate_text, recipe=call.recipe, parked=parked,
             mirror_identity=image.identity if call.recipe is None else "",
             names_lost=session.lost_container or (kept is not None and not parked),
+            link_image=image if call.cell is not None and call.cell.with_link else None,
         )  # fmt: skip
         handle = ContainerHandle(
             id=info.id, session=session.id, worker=placed.worker, lease=f"l-{name}", epoch=self._hub.epoch, detail=detail,
@@ -291,6 +293,9 @@ class Placer:
                     container=handle.id, lease=handle.lease, epoch=handle.epoch, session=session.id,
                     notebook=session.record.notebook, resources=handle.detail.resources, gpus=list(handle.gpus), image=image,
                     recipe=handle.detail.recipe, engine="", prepare_call=call_id, parked=handle.detail.parked,
+                    park_key=self._hub.secret_desk.park_key(session, handle.detail.parked),
+                    link_token=container_token(self._hub.secrets.master_key, handle.id)
+                    if handle.detail.link_image is not None else "",
                 )
             )  # fmt: skip
         except (LinkClosed, TimeoutError):

@@ -11,6 +11,7 @@ from cellburst_protocol.errors import CellburstError, ErrorCode, error
 from cellburst_protocol.messages import SessionRow, SessionStream, StopSession, UsageReport
 from cellburst_protocol.states import EndReason, SessionState
 
+from .container_link import end_inner
 from .containers import ContainerHandle
 from .session import Session
 from .store_rows import Owner
@@ -159,6 +160,7 @@ class Sessions:
         session.tell_info()
         del self._by_id[session.id]
         self._hub.logs.release(session.id)
+        end_inner(self._hub, session.id)
         log.info("session ended", extra={"session": session.id, "reason": reason.value})
 
     def shut_down(self, session: Session) -> None:

@@ -21,6 +21,7 @@ class Role(enum.StrEnum):
     WORKER = "worker"
     VIEWER = "viewer"
     ADMIN = "admin"
+    CONTAINER = "container"  # made by `container_link.py`, never recorded
 
 
 @dataclass(frozen=True, slots=True)

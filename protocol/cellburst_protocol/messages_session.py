@@ -90,6 +90,7 @@ class RunCell(Base, kw_only=True, tag="run_cell"):
     mac: str = ""
     volumes: list[VolumeMount] | None = None  # by name; None: as the session has them. Ids are the gateway's to fill in
     secrets: list[str] | None = None  # names; None: as the session has them
+    with_link: bool = False  # a container made for it may use the gateway: sessions of its own, in its image
 
 
 class CellAccepted(Base, kw_only=True, tag="cell_accepted"):

@@ -78,7 +78,9 @@ class StartContainer(Base, kw_only=True, tag="start_container"):
     engine: str = ""  # "" is the worker's preferred one
     prepare_call: str = ""  # phases are reported as events of this call
     parked: str = ""
+    park_key: str = ""  # hex; what opens `parked` where the session had secrets
     volumes: list[VolumeMount] = []
+    link_token: str = ""  # its code may use the gateway with this token, through a socket that the worker passes on
 
 
 class StopContainer(Base, kw_only=True, tag="stop_container"):
@@ -98,6 +100,7 @@ class ParkContainer(Base, kw_only=True, tag="park_container"):
     container: str
     parked: str
     names_limit_bytes: int = 1_000_000_000
+    park_key: str = ""  # hex; the session had secrets: what is kept is encrypted with it, and the key stays in memory
 
 
 class ForgetParked(Base, kw_only=True, tag="forget_parked"):

@@ -7,12 +7,10 @@ import http.client
 import mmap
 import os
 import secrets
-import ssl
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
-from urllib.parse import urlsplit
 
 from blake3 import blake3
 
@@ -21,6 +19,7 @@ from cellburst_protocol.framing import Buffer
 from cellburst_protocol.messages import Welcome
 
 from .endpoint import Endpoint
+from .http_connection import connection
 from .local_files import lies_on_this_machine
 
 CHUNK_BYTES = 8 * 1024 * 1024
@@ -160,26 +159,19 @@ class BlobClient:
     def _request(
         self, verb: str, hash: str, body: memoryview | _Counted | None = None, size_bytes: int = 0
     ) -> Iterator[http.client.HTTPResponse]:
-        parts = urlsplit(self._endpoint.url)
-        connection: http.client.HTTPConnection
-        if parts.scheme == "https":
-            connection = http.client.HTTPSConnection(
-                parts.netloc, timeout=HTTP_TIMEOUT_SECONDS, context=ssl.create_default_context()
-            )
-        else:
-            connection = http.client.HTTPConnection(parts.netloc, timeout=HTTP_TIMEOUT_SECONDS)
+        dialled = connection(self._endpoint, HTTP_TIMEOUT_SECONDS)
         try:
             headers = {"Authorization": f"Bearer {self._endpoint.token}"}
             if body is not None:
                 headers["Content-Length"] = str(len(body) if isinstance(body, memoryview) else size_bytes)
-            connection.request(verb, f"/blobs/{hash}", body=body, headers=headers)
+            dialled.request(verb, f"/blobs/{hash}", body=body, headers=headers)
             # Of an answer that ends its connection the socket is the response's, not the connection's.
-            with contextlib.closing(connection.getresponse()) as response:
+            with contextlib.closing(dialled.getresponse()) as response:
                 yield response
         except OSError as why:
             raise error(ErrorCode.GATEWAY_DOWN, f"the gateway did not take or give a blob: {why}") from None
         finally:
-            connection.close()
+            dialled.close()
 
 
 class _Counted:

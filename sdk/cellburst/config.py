@@ -84,12 +84,18 @@ def settings() -> Settings:
         token = _read_token(Path(token_file).expanduser())
     return Settings(
         folders=where,
-        gateway_url=os.environ.get("CELLBURST_GATEWAY", "") or str(gateway.get("url", "")),
+        gateway_url=_inside() or os.environ.get("CELLBURST_GATEWAY", "") or str(gateway.get("url", "")),
         token=token,
         simulate_gpus=os.environ.get("CELLBURST_SIMULATE_GPUS", "") or str(embedded.get("simulate_gpus", "")),
         engine=os.environ.get("CELLBURST_ENGINE", "") or str(embedded.get("engine", "")),
         port=int(os.environ.get("CELLBURST_PORT", "") or str(embedded.get("port", 0))),
     )
+
+
+def _inside() -> str:
+    """In a container whose code may use the gateway: the socket that leads there. Else ""."""
+    folder = os.environ.get("CELLBURST_VAR", "")
+    return f"unix:{folder}/ctl/gateway" if folder and os.environ.get("CELLBURST_LINK") else ""
 
 
 def _section(table: dict[str, dict[str, object]], name: str, where: Folders) -> dict[str, object]:

@@ -13,10 +13,10 @@ import random
 import socket
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import Literal
+from typing import Any, Literal
 
 import websockets
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection, connect, unix_connect
 
 from cellburst_protocol import SOFTWARE_VERSION
 from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo, error, from_info
@@ -155,18 +155,14 @@ class Link:
 
 
 async def _dial(endpoint: Endpoint) -> ClientConnection:
-    url = endpoint.url.replace("http", "ws", 1) + "/link"
+    options: dict[str, Any] = {
+        "additional_headers": {"Authorization": f"Bearer {endpoint.token}"}, "max_size": MAX_FRAME_BYTES + 1024,
+        "compression": None, "open_timeout": OPEN_TIMEOUT_SECONDS, "write_limit": WRITE_LIMIT_BYTES, "ping_interval": 20,
+    }  # fmt: skip
     try:
-        return await connect(
-            url,
-            additional_headers={"Authorization": f"Bearer {endpoint.token}"},
-            max_size=MAX_FRAME_BYTES + 1024,
-            compression=None,
-            open_timeout=OPEN_TIMEOUT_SECONDS,
-            write_limit=WRITE_LIMIT_BYTES,
-            ping_interval=20,
-            proxy=None,
-        )
+        if endpoint.unix_path:
+            return await unix_connect(endpoint.unix_path, "ws://localhost/link", **options)
+        return await connect(endpoint.url.replace("http", "ws", 1) + "/link", proxy=None, **options)
     except websockets.InvalidStatus as refused:
         raise _refusal(refused, endpoint) from None
     except (OSError, TimeoutError, websockets.WebSocketException) as why:

@@ -115,7 +115,7 @@ class FakeKernel:
         await self.until(lambda: any(isinstance(m, CellAccepted | CellRefused) for m in self.said[before:]))
         return next(m for m in self.said[before:] if isinstance(m, CellAccepted | CellRefused))
 
-    async def ended(self, call: str, seconds: float = 10) -> CallEnded:
+    async def ended(self, call: str, seconds: float = 30) -> CallEnded:
         """Wait for a call's end."""
         await self.until(lambda: bool(self.of(call, CallEnded)), seconds)
         return self.of(call, CallEnded)[0]
@@ -132,7 +132,7 @@ class FakeKernel:
         """What was said beside events."""
         return [m for m in self.said if isinstance(m, kind)]
 
-    async def until(self, condition: Callable[[], bool], seconds: float = 10) -> None:
+    async def until(self, condition: Callable[[], bool], seconds: float = 30) -> None:
         """Wait until something that arrives makes the condition true."""
         async with asyncio.timeout(seconds), self._changed:
             await self._changed.wait_for(condition)

@@ -42,7 +42,7 @@ class House:
         self._closing.append(worker.stop)
         return await worker.start()
 
-    async def until(self, condition: Callable[[], bool], seconds: float = 10) -> None:
+    async def until(self, condition: Callable[[], bool], seconds: float = 30) -> None:
         """Wait for a state of the gateway itself."""
         async with asyncio.timeout(seconds):
             while not condition():

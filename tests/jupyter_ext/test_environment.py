@@ -200,13 +200,13 @@ def test_changes_are_seen_in_the_same_process(tmp_path: Path) -> None:
     assert scan_folder(str(tmp_path / "none")) is None
 
 
-def test_a_warm_look_costs_under_50_ms(tmp_path: Path) -> None:
+def test_a_warm_look_costs_under_50_ms_of_cpu_time(tmp_path: Path) -> None:
     first = collect_environment(notebook_folder=str(tmp_path))
     costs = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()
         again = collect_environment(notebook_folder=str(tmp_path))
-        costs.append(time.perf_counter() - start)
+        costs.append(time.process_time() - start)
     assert min(costs) < 0.05
     assert again.identity == first.identity and len(first.packages) > 50
     assert first.packages["pytest"] and first.machine_id == environment.machine_id()

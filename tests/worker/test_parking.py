@@ -371,7 +371,7 @@ async def test_a_silent_runner_is_noticed_after_a_failed_parking(setup: Setup) -
     assert ended.error is not None and "no sign" in ended.error.message
 
 
-async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
     """Poll until `condition()` is true."""
     async with asyncio.timeout(seconds):
         while not condition():
