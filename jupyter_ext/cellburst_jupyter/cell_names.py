@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -54,14 +55,14 @@ class Names:
                 what = "; ".join(changes[:3])
                 tell(f"changed here since this session started: {what}{more}. `%modal restart` takes it in")
 
-    def prepare(self, body: str, options: CellOptions) -> Prepared:
+    def prepare(self, tree: ast.Module, options: CellOptions) -> Prepared:
         """Groups, modules and inline buffers of the RunCell; larger parts are stored as blobs before this returns.
 
         Raises RequestError (UNKNOWN_NAME, UNPICKLABLE, TOO_LARGE, PYTHON_DIFFERS) or what storing raises.
         """
         self._follow_the_process()
         shell = self._notebook.shell
-        cell = read_cell(body, shell.user_ns, shell)
+        cell = read_cell(tree, shell.user_ns, shell)
         ready = self._sync.prepare(
             cell, shell.user_ns, only=options.only, container=self._session.container_id, python=self._python_there()
         )

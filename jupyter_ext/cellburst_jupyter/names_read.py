@@ -49,9 +49,10 @@ def hidden(name: str) -> bool:
     return _hidden.match(name) is not None
 
 
-def read_cell(body: str, user_ns: dict[str, Any], shell: Any = None) -> CellNames:
-    """Read a cell's names. Raises SyntaxError, as IPython's own reading would."""
-    reading = _read(body, shell)
+def read_cell(cell: str | ast.Module, user_ns: dict[str, Any], shell: Any = None) -> CellNames:
+    """Read a cell's names from its text, or from its tree where somebody had to parse it already. Raises SyntaxError, as
+    IPython's own reading would."""
+    reading = _read_tree(cell if isinstance(cell, ast.Module) else _parse(cell, shell), shell)
     bound = {n for n in reading.bound if not hidden(n)}
     read = {n for n in reading.read if _is_users(n, user_ns)}
     maybe = {n for n in bound - reading.certain if n in user_ns}
@@ -75,11 +76,15 @@ def _is_users(name: str, user_ns: dict[str, Any]) -> bool:
     return not hidden(name) and (name in user_ns or not hasattr(builtins, name))
 
 
-def _read(body: str, shell: Any) -> CellReading:
-    tree = ast.parse(_transform(body, shell), filename="<cell>")
+def _parse(body: str, shell: Any) -> ast.Module:
+    return ast.parse(_transform(body, shell), filename="<cell>")
+
+
+def _read_tree(tree: ast.Module, shell: Any) -> CellReading:
     reading = read_tree(tree)
-    for call in (n for n in ast.walk(tree) if isinstance(n, ast.Call)):
-        _read_magic(call, reading, shell)
+    if "get_ipython" in reading.read or "get_ipython" in reading.read_after:  # what IPython makes of magics
+        for call in (n for n in ast.walk(tree) if isinstance(n, ast.Call)):
+            _read_magic(call, reading, shell)
     return reading
 
 
@@ -123,7 +128,7 @@ def _read_expanded(text: str, reading: CellReading, shell: Any) -> None:
 
 def _read_more(text: str, reading: CellReading, shell: Any) -> None:
     try:
-        inner = _read(text.strip(), shell)
+        inner = _read_tree(_parse(text.strip(), shell), shell)
     except SyntaxError:
         return  # options, or a format of the magic's own: the magic will say what it thinks of it
     reading.read |= inner.read - reading.certain

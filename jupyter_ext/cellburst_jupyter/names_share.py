@@ -6,6 +6,7 @@ lie over the same memory. Only then is their group pickled again as one, overlap
 
 from __future__ import annotations
 
+import copyreg
 import enum
 import hashlib
 import os
@@ -60,6 +61,8 @@ def is_atom(value: Any) -> bool:
 class Packed:
     """One group of names, pickled: `stream` and out-of-band `buffers` of the values themselves, nothing copied."""
 
+    stream_digest = ""  # where it is known already
+
     def __init__(self, names: list[str], writer: Any, stream: Any, buffers: list[memoryview]) -> None:
         self.names = names
         self.stream = stream
@@ -85,19 +88,65 @@ class Packed:
 
     def digests(self, known: Any = None) -> tuple[str, ...]:
         """A digest of each part. `known`: (address, size) -> digest of buffers that nobody can have changed since."""
-        return tuple(digest(p, known) for p in self.parts)
+        return (self.stream_digest or digest(self.stream, known), *(digest(b, known) for b in self.buffers))
 
 
 def pack_one(name: str, value: Any, namespace: dict[str, Any]) -> Packed:
     """One name alone. Falls back to dill; raises what cloudpickle said when neither can."""
     if is_atom(value):
         return Packed([name], None, pickle.dumps({name: value}, 5), [])
+    key = _array_key(name, value)
+    if key in _array_streams:
+        return _array_again(name, value, *_array_streams[key])
     try:
         packed = Packed([name], *pickling.write({name: value}, namespace))
     except Exception as why:
         if holds_machinery(why):
             raise
         packed = _by_dill(name, value, namespace, why)
+    packed.values[name] = value
+    if key is not None and len(packed.buffers) == 1:
+        if len(_array_streams) >= _MOST_ARRAY_STREAMS:
+            _array_streams.clear()
+        stream = bytes(packed.stream)
+        _array_streams[key] = (stream, digest(stream), packed.writers[0].modules_used)
+    return packed
+
+
+class _OfArray:
+    """What a writer would have met in a plain array, and nothing else."""
+
+    own_functions: frozenset[int] = frozenset()
+    globals_used: frozenset[str] = frozenset()
+    attributes: frozenset[str] = frozenset()
+    by_value: frozenset[str] = frozenset()
+
+    def __init__(self, array: Any, modules_used: set[str]) -> None:
+        self.arrays = [array]
+        self.memo = {id(array): (0, array)}
+        self.modules_used = modules_used
+
+
+_array_streams: dict[Any, tuple[bytes, str, set[str]]] = {}  # what an array's pickle depends on -> it, digest, modules
+_MOST_ARRAY_STREAMS = 1000  # of some 150 bytes; a notebook that names more arrays than that pickles them again
+
+
+def _array_key(name: str, value: Any) -> Any:
+    """All that the pickle of a plain array depends on, its memory being an out-of-band buffer; None for everything else."""
+    kind = type(value)
+    if kind.__name__ != "ndarray" or kind.__module__ != "numpy" or kind in copyreg.dispatch_table:
+        return None
+    dtype, flags = value.dtype, value.flags
+    if dtype.kind not in "biufc" or not dtype.isnative or dtype.metadata is not None:
+        return None
+    if value.nbytes < pickling.SMALL_BUFFER_BYTES or not flags.forc:
+        return None
+    return name, kind, dtype.char, value.shape, flags.c_contiguous, flags.writeable
+
+
+def _array_again(name: str, value: Any, stream: bytes, stream_digest: str, modules_used: set[str]) -> Packed:
+    packed = Packed([name], _OfArray(value, modules_used), stream, [pickle.PickleBuffer(value).raw()])
+    packed.stream_digest = stream_digest
     packed.values[name] = value
     return packed
 
@@ -139,6 +188,8 @@ def _by_dill(name: str, value: Any, namespace: dict[str, Any], why: Exception) -
 
 def group(packed: dict[str, Packed], namespace: dict[str, Any]) -> list[Packed]:
     """The same names, those that share objects packed together. Order of the names is kept."""
+    if len(packed) == 1 and sum(len(w.arrays) for p in packed.values() for w in p.writers) < 2:
+        return list(packed.values())  # nothing that it could share with
     parent = {name: name for name in packed}
 
     def root(name: str) -> str:
@@ -226,14 +277,14 @@ def _flats(arrays: list[Any]) -> dict[int, tuple[Any, int]]:
 def digest(data: Any, known: Any = None) -> str:
     """BLAKE3 in hex, on all cores when it is large; where the image has no blake3, BLAKE2b of chunks on all cores."""
     view = memoryview(data)
+    try:
+        import blake3
+    except ImportError:
+        return _digest_without_blake3(view)  # `known` are of the other kind
     if known and view.nbytes >= pickling.SMALL_BUFFER_BYTES:
         found = known.get((address(view), view.nbytes))
         if found is not None:
             return str(found)
-    try:
-        import blake3
-    except ImportError:
-        return _digest_without_blake3(view)
     threads = blake3.blake3.AUTO if view.nbytes >= _MANY_THREADS_BYTES else 1
     return blake3.blake3(view, max_threads=threads).hexdigest()
 

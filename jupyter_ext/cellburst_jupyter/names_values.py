@@ -32,6 +32,7 @@ from .remote import Remote, RemoteValueError
 
 INLINE_BYTES = 64 * 1024  # a larger part is a blob
 INLINE_TOTAL_BYTES = 900 * 1024  # a message's inline parts stay under 1 MiB with room for its head
+KEPT_ATOM_BYTES = 1024 * 1024  # a larger text is pickled again for each cell that uses it, and not kept alive by us
 MISSING = object()
 
 
@@ -51,16 +52,21 @@ class Prepared:
 
 @dataclass
 class _Group:
-    """A group of this cell: what it is called on the wire, and its bytes."""
+    """A group of this cell: what it is called on the wire, and its bytes. Those of a large atom are made when they are sent."""
 
     names: tuple[str, ...]
     local: str
     parts: list[ValuePart]
     data: list[Any]
+    atom: Any = None
     there: bool = False
     known_as: str = ""  # the container's own token for it, when it came home from there
     singles: dict[tuple[str, ...], str] = field(default_factory=dict)
     is_module: bool = False
+
+    def pieces(self) -> list[Any]:
+        """The bytes of all parts."""
+        return self.data or names_share.pack_one(self.names[0], self.atom, {}).parts
 
 
 @dataclass
@@ -119,6 +125,7 @@ class NameSync:
         self.finished()
         if container and container != self.container:
             self._change_container(container)
+        self._atoms = {n: known for n, known in self._atoms.items() if n in user_ns}
         wanted = self._only(only, user_ns) if only is not None else [n for n in cell.needed if n in user_ns]
         packed, modules, reached = self._pack(wanted, user_ns, cell, follow=only is None)
         _check_python(packed, python)
@@ -309,8 +316,12 @@ class NameSync:
             known[1].there, known[1].known_as = False, ""
             return known[1]
         group = self._hashed(names_share.pack_one(name, value, {}), {}, {})
-        if len(group.data[0]) <= INLINE_BYTES:
+        size_bytes = group.parts[0].size_bytes
+        self._atoms.pop(name, None)
+        if size_bytes <= KEPT_ATOM_BYTES:
             self._atoms[name] = (value, group)
+            if size_bytes > INLINE_BYTES:
+                group.data, group.atom = [], value
         return group
 
     def _groups(self, packed: dict[str, names_share.Packed | _Group], user_ns: dict[str, Any]) -> list[_Group]:
@@ -351,11 +362,9 @@ class NameSync:
         result = Prepared()
         room = INLINE_TOTAL_BYTES
         for group in sorted(groups, key=lambda g: g.is_module):
-            parts = []
-            for part, data in zip(group.parts, group.data, strict=True):
-                if group.there:
-                    parts.append(ValuePart(hash=part.hash, size_bytes=part.size_bytes))
-                elif part.size_bytes <= min(INLINE_BYTES, room):
+            parts = list(group.parts) if group.there else []  # as they are they say "there"
+            for part, data in zip(group.parts, group.pieces(), strict=True) if not group.there else ():
+                if part.size_bytes <= min(INLINE_BYTES, room):
                     room -= part.size_bytes
                     result.buffers.append(data)
                     parts.append(ValuePart(hash=part.hash, size_bytes=part.size_bytes, at="inline"))
@@ -386,8 +395,5 @@ def _inner_modules(module: str, attributes: frozenset[str], loaded: int) -> tupl
     """Modules inside `module` that are loaded here and whose names all occur as attributes. `loaded` is the number of
     loaded modules: it makes the answer anew when there are more."""
     prefix = module + "."
-    return tuple(
-        sorted(
-            m for m in list(sys.modules) if m.startswith(prefix) and attributes.issuperset(m[len(prefix) :].split("."))
-        )
-    )
+    inside = [m for m in list(sys.modules) if m.startswith(prefix)]
+    return tuple(sorted(m for m in inside if attributes.issuperset(m[len(prefix) :].split("."))))

@@ -70,9 +70,8 @@ class ValueStore:
         self._out = os.fspath(out_folder)
         self._have: Dict[str, str] = {}
         self._modules: Dict[str, str] = {}
-        self._digests: Dict[
-            str, Tuple[int, Tuple[str, ...]]
-        ] = {}  # name -> (id of its value, digests), valid between cells
+        # name -> (id of its value, digests) when it was last looked at
+        self._digests: Dict[str, Tuple[int, Tuple[str, ...]]] = {}
         self._received: Dict[Tuple[int, int], str] = {}  # buffers that just arrived: (address, size) -> hash
         self._ids: Dict[str, int] = {}
         self._kernel_python = ""
@@ -141,8 +140,8 @@ class ValueStore:
     def before_cell(self, used: Sequence[str], kernel_python: str = "") -> None:
         """Note what the names hold now, and to which Python they would go home ("3.11.7"; "" is this one).
 
-        Only names whose value the kernel has, and that can be changed in place, are hashed, and not again when nothing ran
-        since they were.
+        Only names whose value the kernel has, and that can be changed in place, are hashed, and only if that was not done
+        after an earlier cell: what a cell changed that did not name them goes home with the next one that does.
         """
         ns = self.namespace
         self._kernel_python = kernel_python
@@ -199,7 +198,8 @@ class ValueStore:
         going: Dict[str, values_share.Packed] = {}
         same: Dict[str, values_share.Packed] = {}
         tracked = {n: self._digests[n] for n in self._tracked}
-        self._digests = {}
+        for name in [n for n in self._digests if n in tracked or n in names or n in out or n not in self.namespace]:
+            del self._digests[name]
         for name in dict.fromkeys([*names, *self._tracked, *out]):
             if name not in self.namespace:
                 continue
@@ -246,7 +246,8 @@ class ValueStore:
     ) -> List[Any]:
         if not going:
             return []
-        everything = {**going, **same}
+        alone = all(not packed.writers for packed in going.values())  # numbers and texts hold nothing of others
+        everything = going if alone else {**going, **same}
         try:
             groups = values_share.group(everything, self.namespace)
         except Exception:  # together they cannot be written: each one could
@@ -272,6 +273,9 @@ class ValueStore:
     ) -> values_share.Packed:
         """The group once more, with references by name to objects that the kernel has, and only the contents of those of them
         that are in the group: so every reference that the kernel has to them goes on being right."""
+        if not group.writers:
+            group.values = {}
+            return group
         named: Dict[int, str] = {}
         contents: Dict[str, Any] = {}
         for name in kept:

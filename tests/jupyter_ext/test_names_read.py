@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import types
 from typing import Any
 
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 
 from cellburst_jupyter.names_read import read_cell
 
@@ -58,6 +60,8 @@ ROWS: list[tuple[str, str, str, str, str]] = [
 @pytest.mark.parametrize(("cell", "needed", "bound", "deleted", "used"), ROWS, ids=[r[0] for r in ROWS])
 def test_reading(cell: str, needed: str, bound: str, deleted: str, used: str) -> None:
     read = read_cell(cell, dict(NS))
+    shell = types.SimpleNamespace(transform_cell=TransformerManager().transform_cell)
+    assert read_cell(ast.parse(shell.transform_cell(cell)), dict(NS), shell) == read
     assert (set(read.needed), set(read.bound), set(read.deleted)) == (
         set(needed.split()), set(bound.split()), set(deleted.split()),
     )  # fmt: skip

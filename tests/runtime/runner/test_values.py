@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cellburst_runner import values_share
+from cellburst_runner import values_pickle, values_share
 from cellburst_runner.values import ValueStore
 
 
@@ -128,6 +128,30 @@ def test_only_what_the_kernel_has_and_could_change_is_hashed(
     assert packed == ["x", "x"], "before and after"
     run(store, "pass", used=("n", "x"))
     assert packed == ["x"] * 3, "what is known from the last cell is not hashed again"
+    run(store, "pass", used=())
+    run(store, "pass", used=("x",))
+    assert packed == ["x"] * 4, "nor after a cell that does not name it"
+
+
+def test_a_number_goes_home_without_a_look_at_what_else_was_used(
+    store: ValueStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, data = group("h", x=[1])
+    store.apply([head], [data])
+    run(store, "len(x)", used=("x",))
+    packed: list[list[str]] = []
+    real = values_pickle.write
+
+    def spy(value: Any, *more: Any) -> Any:
+        packed.append(list(value))
+        return real(value, *more)
+
+    monkeypatch.setattr(values_pickle, "write", spy)
+    done, _ = run(store, "n = len(x)", used=("x",), bound=("n",))
+    assert [g["names"] for g in done["home"]] == [["n"]]
+    assert packed == [["x"]], "once, to see whether it changed"
+    done, _ = run(store, "m = [x]", used=("x",), bound=("m",))
+    assert [sorted(g["names"]) for g in done["home"]] == [["m", "x"]], "what holds it goes with it"
 
 
 def test_what_is_unchanged_does_not_go_home(store: ValueStore) -> None:
@@ -136,6 +160,48 @@ def test_what_is_unchanged_does_not_go_home(store: ValueStore) -> None:
     done, _ = run(store, "x.append(2)", used=("x", "y"))
     assert [g["names"] for g in done["home"]] == [["x"]]
     assert done["stayed"] == done["changed_there"] == done["gone"] == []
+
+
+def test_what_a_cell_changed_unseen_goes_home_with_the_next_one_that_names_it(store: ValueStore) -> None:
+    head, data = group("h", x=[1], y=[2])
+    store.apply([head], [data])
+    run(store, "len(x), len(y)", used=("x", "y"))
+    done, _ = run(store, "x.append(2)")
+    assert done["home"] == []
+    done, _ = run(store, "len(x), len(y)", used=("x", "y"))
+    assert [g["names"] for g in done["home"]] == [["x"]]
+    done, _ = run(store, "len(x)", used=("x",))
+    assert done["home"] == []
+
+
+def test_what_comes_again_is_not_held_against_the_earlier_value(store: ValueStore) -> None:
+    for text, value in (("h1", [1]), ("h2", [1, 2])):
+        head, data = group(text, x=value)
+        store.apply([head], [data])
+        done, _ = run(store, "len(x)", used=("x",))
+        assert done["home"] == []
+
+
+def test_after_an_error_changes_stay(store: ValueStore) -> None:
+    head, data = group("h", x=[1])
+    store.apply([head], [data])
+    store.before_cell(["x"])
+    store.namespace["x"].append(2)
+    store.after_cell(bound=(), used=("x",), deleted=(), out=(), home_limit_bytes=10**7, ok=False)
+    done, _ = run(store, "len(x)", used=("x",))
+    assert done["home"] == []
+
+
+def test_a_value_bound_again_and_then_changed_goes_home(store: ValueStore) -> None:
+    head, data = group("h", x=[1])
+    store.apply([head], [data])
+    run(store, "len(x)", used=("x",))
+    for code, bound in (("x = [2]", ("x",)), ("x.append(3)", ())):
+        done, _ = run(store, code, used=("x",), bound=bound)
+        assert [g["names"] for g in done["home"]] == [["x"]]
+    run(store, "del x")
+    done, _ = run(store, "x = [2, 3]", used=("x",), bound=("x",))
+    assert [g["names"] for g in done["home"]] == [["x"]]
 
 
 def test_values_that_went_home_are_known_by_their_token(store: ValueStore) -> None:
@@ -157,6 +223,22 @@ def test_limit_holds_for_each_name(store: ValueStore) -> None:
 def test_ipythons_names_never_go_home(store: ValueStore) -> None:
     done, _ = run(store, "_ = 1; _i3 = 'x'; _3 = 2; In = []; _user = 3", bound=("_user",))
     assert [g["names"] for g in done["home"]] == [["_user"]]
+
+
+def test_without_blake3_what_just_arrived_counts_as_unchanged(
+    store: ValueStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "blake3", None)
+    buffers: list[pickle.PickleBuffer] = []
+    stream = pickle.dumps({"a": np.arange(100_000)}, 5, buffer_callback=buffers.append)
+    (tmp_path / "in" / "blob").write_bytes(buffers[0].raw())
+    sizes = [("s", len(stream), "inline"), ("blob", buffers[0].raw().nbytes, "blob")]
+    parts = [{"hash": name, "size_bytes": size, "at": at} for name, size, at in sizes]
+    store.apply([{"names": ["a"], "hash": "h", "parts": parts}], [stream])
+    done, _ = run(store, "a.sum()", used=("a",))
+    assert done["home"] == done["changed_there"] == []
+    done, _ = run(store, "a[0] = 5", used=("a",))
+    assert [g["names"] for g in done["home"]] == [["a"]]
 
 
 def test_without_blake3_changes_are_still_seen() -> None:
