@@ -66,12 +66,13 @@ class BlobClient:
                     _write_all(file.fileno(), data[start : start + CHUNK_BYTES])
             part.rename(self._folder / hash[:2] / hash)
         except OSError as why:
-            part.unlink(missing_ok=True)
             raise error(
                 ErrorCode.DISK_FULL if why.errno in (28, 122) else ErrorCode.STORE,
                 f"a value of {len(data):,} bytes could not be stored in {self._folder}: {why.strerror}",
                 next="free some space and run the cell again; nothing was lost",
             ) from None
+        finally:
+            part.unlink(missing_ok=True)  # also when the cell was interrupted
 
     def put_file(self, hash: str, path: Path, on_progress: Callable[[int], None] = lambda count: None) -> None:
         """Store a file's bytes under their BLAKE3 hash, without reading it whole into memory; nothing happens if it is there.

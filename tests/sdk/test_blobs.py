@@ -117,3 +117,18 @@ def test_only_mounts_of_local_kinds_count_as_this_machines(tmp_path: Path, monke
 @pytest.mark.skipif(not Path("/proc/self/mountinfo").exists(), reason="Linux shows its mounts there")
 def test_the_real_list_of_mounts_is_understood() -> None:
     assert not local_files.lies_on_this_machine(os.stat("/proc").st_dev)
+
+
+def test_an_interrupted_put_leaves_nothing(client: BlobClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(fd: int, data: memoryview) -> None:
+        os.write(fd, data[:100])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_write_all", interrupted)
+    hash = blake3(DATA).hexdigest()
+    with pytest.raises(KeyboardInterrupt):
+        client.put(hash, DATA)
+    assert not list((tmp_path / "tmp").iterdir()) and not client.has(hash)
+    monkeypatch.undo()
+    client.put(hash, DATA)
+    assert not list((tmp_path / "tmp").iterdir()) and bytes(client.get(hash, len(DATA))) == DATA
