@@ -84,6 +84,8 @@ class CellSnapshot:
         try:
             with self._interruptible():
                 head["preloaded"] = self._imports.preload(message.get("preload", []))
+                if not message.get("save_names"):
+                    _rehearse()  # a template
                 if message.get("save_names"):
                     head["groups"], head["lost"], buffers = self._saved.save(message.get("limit_bytes", 0))
                 hooks_ran = True
@@ -181,6 +183,18 @@ def ignore_interrupts() -> None:
             return
         except KeyboardInterrupt:
             continue  # the last one, a moment too late
+
+
+def _rehearse() -> None:
+    """Run an empty cell that leaves no trace: what Python and IPython make at their first one is then in every copy."""
+    try:
+        from IPython.core.getipython import get_ipython
+
+        shell = get_ipython()
+        if shell is not None:
+            shell.run_cell("print(end='', flush=True)", store_history=False, silent=True)  # type: ignore[no-untyped-call]
+    except Exception:
+        pass  # the first cell of a session then does it
 
 
 def _give_back_memory() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
+from functools import cache
 from pathlib import Path
 
 from .tools import find_program
@@ -35,15 +36,9 @@ def mount_swapped(source: Path, destination: Path, uid: int, other_uid: int) -> 
     libc = ctypes.CDLL(None, use_errno=True)
     tree = _call(libc, _SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(source), _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC)
     try:
-        namespace = _user_namespace(uid, other_uid)
-        try:
-            flags = _MOUNT_ATTR_IDMAP | _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV
-            attributes = _MountAttributes(flags, 0, 0, namespace)
-            _call(
-                libc, _SYS_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, ctypes.byref(attributes), ctypes.sizeof(attributes)
-            )
-        finally:
-            os.close(namespace)
+        flags = _MOUNT_ATTR_IDMAP | _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV
+        attributes = _MountAttributes(flags, 0, 0, _user_namespace(uid, other_uid))
+        _call(libc, _SYS_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, ctypes.byref(attributes), ctypes.sizeof(attributes))
         _call(libc, _SYS_MOVE_MOUNT, tree, b"", _AT_FDCWD, os.fsencode(destination), _MOVE_MOUNT_F_EMPTY_PATH)
     finally:
         os.close(tree)
@@ -62,8 +57,10 @@ def swap_map(uid: int, other_uid: int) -> str:
     return "".join(f"{inside} {outside} {count}\n" for inside, outside, count in rows if count > 0)
 
 
+@cache
 def _user_namespace(uid: int, other_uid: int) -> int:
-    """A file descriptor of a new user namespace with the map; it lives as long as the descriptor."""
+    """A file descriptor of a user namespace with the map. It is kept: it says nothing but the map, every container of a user
+    has the same, and making one takes two processes."""
     helper = subprocess.Popen(
         [find_program("unshare") or "unshare", "--user", "sh", "-c", "echo ready; read _"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,

@@ -23,7 +23,8 @@ MIB = 1024 * 1024
 STORE_MIB = 16 * 1024  # what a session may write over its folder and hand out; sparse: only what is written takes space
 STORE_SHARE_OF_FREE = 0.5  # one session never gets more than half of what the disk has left
 STORE_LEAST_MIB = 64
-_STORE_OPTIONS = "loop,nosuid,nodev,noatime"
+# The kernel would write zeros over inode tables that are zeros: they are holes of the image.
+_STORE_OPTIONS = "loop,nosuid,nodev,noatime,noinit_itable"
 MEMORY_STORE_SHARE = 0.25  # of the container's memory, where no disk image can be mounted
 # Copies of the .py files beside a notebook whose folder itself is not shown.
 PYTHON_FILES, PYTHON_FILES_BYTES = 1000, 64 * MIB
@@ -41,20 +42,43 @@ class MadeLayer:
     mounts: tuple[Mount, ...]
 
 
-async def make_layer(
-    spec: MirrorSpec, record: ContainerRecord, folder: Path, *, engine: str, overlay: bool, owner: tuple[int, int],
-    memory_mib: int, store_folder: Path, destination: str, store_image: Path | None = None,
-) -> MadeLayer:  # fmt: skip
-    """Make the layer for a container. `overlay`: this process may mount. Everything made is below `folder`, but for the
-    store's image in `store_folder`, which is in the saved record before it is made. `destination` is where a container
-    shows the folder (`MirrorPlan.working_folder`). `store_image`, a disk image that another container's store was on, is
-    moved in: what was written there is there again. It is the container's from then on, and goes with it.
+async def make_store(
+    record: ContainerRecord, folder: Path, *, overlay: bool, memory_mib: int, store_folder: Path,
+    store_image: Path | None = None,
+) -> None:  # fmt: skip
+    """Make a container's folders and, for an engine that shows a layer by mounts, its store: a file system of stated size at
+    FOLDER/layer, on a sparse disk image, or in memory where images cannot be mounted. It needs nothing of what the container
+    shows, so it is made while that is planned. `overlay`: this process may mount.
 
-    Raises PlatformError (DISK_FULL, START_FAILED), RequestError (NOT_FOUND) for a folder that is not there.
+    The image, in `store_folder`, is in the saved record before it is made. `store_image`, a disk image that another
+    container's store was on, is moved in: what was written there is there again. It is the container's from then on, and goes
+    with it. Raises PlatformError (DISK_FULL, START_FAILED).
     """
-    await asyncio.to_thread(make_folders, folder, owner)
+    await asyncio.to_thread(make_folders, folder)
+    if record.engine != "gvisor" or not overlay:
+        return
+    store_folder.mkdir(parents=True, exist_ok=True)
+    image = store_folder / f"{record.id}.img"
+    record.store = str(image)
+    record.save(folder)
+    if store_image is not None:
+        store_image.rename(image)
+        await mount(str(image), folder / "layer", options=_STORE_OPTIONS)
+    else:
+        await _mount_new_store(image, folder, store_folder, memory_mib)
+
+
+async def make_layer(
+    spec: MirrorSpec, folder: Path, *, engine: str, overlay: bool, owner: tuple[int, int], destination: str
+) -> MadeLayer:
+    """Make the layer for a container that has its store. `overlay`: this process may mount. Everything made is below `folder`.
+    `destination` is where a container shows the folder (`MirrorPlan.working_folder`).
+
+    Raises PlatformError (START_FAILED), RequestError (NOT_FOUND) for a folder that is not there.
+    """
+    await asyncio.to_thread(_give_folders, folder, owner, overlay and engine == "gvisor")
     if overlay and engine == "gvisor":
-        await _mount_store(record, folder, store_folder, memory_mib, owner, store_image)
+        await mount(str(folder / "layer" / "out"), folder / "var" / "out", options="bind")
     if not spec.notebook_folder or spec.notebook_mode == "none":
         return MadeLayer(EmptyLayer(), ())
     source = Path(os.path.realpath(spec.notebook_folder))
@@ -72,14 +96,15 @@ async def make_layer(
     return MadeLayer(overlay_layer, (Mount(destination, str(overlay_layer.merged), read_only=False),))
 
 
-def make_folders(folder: Path, owner: tuple[int, int]) -> None:
-    """The folders of a container's host folder (see `engine`), with the owners and modes its uid needs."""
+def make_folders(folder: Path, owner: tuple[int, int] | None = None) -> None:
+    """The folders of a container's host folder (see `engine`), with the modes its uid needs; what it hands out is `owner`'s."""
     for name in (
         "layer",
         "merged",
         "masks",
         "shown",
         "fetched",
+        "volumes",
         "engine",
         "bin",
         "var",
@@ -89,31 +114,23 @@ def make_folders(folder: Path, owner: tuple[int, int]) -> None:
     ):
         (folder / name).mkdir(exist_ok=True)
     # Read by the container's ordinary uid; other users of the host are kept out by the folder's own mode.
-    for name in ("bin", "var", "var/ctl", "var/in"):
+    for name in ("bin", "volumes", "var", "var/ctl", "var/in"):
         (folder / name).chmod(0o755)
-    if os.geteuid() == 0:
+    if owner is not None and os.geteuid() == 0:
         os.chown(folder / "var/out", *owner)
 
 
-async def _mount_store(
-    record: ContainerRecord, folder: Path, store_folder: Path, memory_mib: int, owner: tuple[int, int],
-    store_image: Path | None,
-) -> None:  # fmt: skip
-    """A file system of stated size at FOLDER/layer: a sparse disk image, or memory where images cannot be mounted."""
-    store_folder.mkdir(parents=True, exist_ok=True)
-    image = store_folder / f"{record.id}.img"
-    record.store = str(image)
-    record.save(folder)
-    if store_image is not None:
-        store_image.rename(image)
-        await mount(str(image), folder / "layer", options=_STORE_OPTIONS)
-    else:
-        await _mount_new_store(image, folder, store_folder, memory_mib)
+def _give_folders(folder: Path, owner: tuple[int, int], store: bool) -> None:
+    """What is the container's own: what it hands out, and its folders in the store."""
+    if os.geteuid() != 0:
+        return
+    os.chown(folder / "var/out", *owner)
+    if not store:
+        return
     for name in ("upper", "work", "out", "fetched"):
         (folder / "layer" / name).mkdir(exist_ok=True)
     for name in ("upper", "out"):
         os.chown(folder / "layer" / name, *owner)
-    await mount(str(folder / "layer" / "out"), folder / "var" / "out", options="bind")
 
 
 async def _mount_new_store(image: Path, folder: Path, store_folder: Path, memory_mib: int) -> None:
@@ -135,8 +152,8 @@ async def _mount_image(mkfs: str, image: Path, destination: Path, size_mib: int)
     with open(image, "xb") as file:
         os.truncate(file.fileno(), size_mib * MIB)
     # Without a journal: what a running session wrote does not outlive its machine's crash, and the store of a parked one
-    # was unmounted and flushed.
-    features = ["-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard", "-m", "0"]
+    # was unmounted and flushed. Without room to grow, which takes 4 MB and half the time: its size is stated.
+    features = ["-O", "^has_journal,^resize_inode", "-E", "lazy_itable_init=1,nodiscard", "-m", "0"]
     if not (await run_command([mkfs, "-q", "-F", *features, str(image)])).ok:
         return False
     try:

@@ -27,8 +27,17 @@ from pathlib import Path
 from cellburst_protocol.errors import CellburstError, ErrorCode, error
 
 from . import network_rules as rules
-from .network_host import MACHINE_FOLDER, Forwarding, command, default_interfaces, disable_ipv6, set_interface
+from .network_host import (
+    MACHINE_FOLDER,
+    Forwarding,
+    command,
+    default_interfaces,
+    disable_ipv6,
+    ipv4_routes,
+    set_interface,
+)
 from .resolver import Resolver
+from .together import both
 
 NAMESPACES = Path("/run/netns")
 INSIDE = "eth0"
@@ -70,6 +79,7 @@ class Networks:
         self._resolver = Resolver(upstreams)
         self._forwarding = Forwarding(self.tag, machine_folder)
         self._lock = asyncio.Lock()
+        self._begun: dict[str, asyncio.Task[ContainerNetwork]] = {}  # by `begin`; nobody has asked for them yet
         self._installed = False  # our table, by this process: one left by an older version may have other rules
 
     async def probe(self) -> str:
@@ -89,18 +99,29 @@ class Networks:
             await command("ip", "netns", "del", name, check=False)
         return ""
 
+    def begin(self, container_id: str) -> None:
+        """Start making a container's network, which `create` then gives: the container's folder is made meanwhile. Whoever
+        calls this sees to a `remove`, also where `create` is never called."""
+        if container_id not in self._begun:
+            self._begun[container_id] = asyncio.create_task(self._create(container_id))
+
     async def create(self, container_id: str) -> ContainerNetwork:
         """Make a container's network and start answering its names. One that it already had is removed first.
 
         Raises PlatformError (START_FAILED) and leaves nothing behind then; also when cancelled.
         """
+        begun = self._begun.pop(container_id, None)
+        return await (begun if begun is not None else self._create(container_id))
+
+    async def _create(self, container_id: str) -> ContainerNetwork:
         if not _ID.fullmatch(container_id):
             raise error(ErrorCode.BAD_ARGUMENT, f"{container_id!r} is no container id", allowed=_ID.pattern)
         async with self._lock:
             await self._remove(container_id)
-            network = self._network(container_id, await self._free_address())
+            routes = await ipv4_routes()
+            network = self._network(container_id, self._free_address(routes))
             try:
-                await self._build(network)
+                await self._build(network, default_interfaces(routes))
             except BaseException:
                 await asyncio.shield(self._remove_network(network))
                 raise
@@ -111,6 +132,7 @@ class Networks:
 
         With the last one goes everything shared: the table, rules in others' chains, forwarding that we switched on.
         """
+        await self._give_up(self._begun.pop(container_id, None))
         async with self._lock:
             await self._remove(container_id)
             if not self.existing():
@@ -124,7 +146,7 @@ class Networks:
                 await self._remove_network(network)
             kept = self.existing()
             if kept:
-                await self._install_table(self._forwarding.on(await default_interfaces()))
+                await self._install_table(self._forwarding.on(default_interfaces(await ipv4_routes())))
                 for network in kept:
                     await self._resolver.listen(network.gateway_address)
             else:
@@ -133,6 +155,8 @@ class Networks:
 
     async def close(self) -> None:
         """Remove every network of this installation and everything that was set up for them."""
+        while self._begun:
+            await self._give_up(self._begun.popitem()[1])
         async with self._lock:
             for network in self.existing():
                 await self._remove_network(network)
@@ -161,9 +185,8 @@ class Networks:
             interface=f"{self._prefix}{int(gateway) & 0xFFFFFF:06x}",
         )
 
-    async def _free_address(self) -> ipaddress.IPv4Address:
+    def _free_address(self, routes: Sequence[dict[str, str]]) -> ipaddress.IPv4Address:
         """The gateway address of a /30 that no route of this host and no container of ours has."""
-        routes = json.loads(await command("ip", "-4", "-j", "route", "show", "table", "all") or "[]")
         used = [ipaddress.IPv4Network(r["dst"], strict=False) for r in routes if r.get("dst", "default") != "default"]
         taken = {ipaddress.IPv4Address(n.gateway_address) for n in self.existing()}
         for pool in map(ipaddress.IPv4Network, POOLS):
@@ -179,30 +202,28 @@ class Networks:
                     return base + 1
         raise error(ErrorCode.START_FAILED, f"no free private addresses for a container: this host uses all of {POOLS}")
 
-    async def _build(self, network: ContainerNetwork) -> None:
-        # Rules first: no packet passes before they stand.
-        link = _link(network)
-        opened = self._forwarding.on(await default_interfaces())
+    async def _build(self, network: ContainerNetwork, uplinks: list[str]) -> None:
+        # Each program is a process to start: what can be done in one or at the same time is.
+        await both(self._let_in(_link(network), self._forwarding.on(uplinks)), _make_link(network))
+        # No packet passes before the rules stand: both ends of the link are down until here.
+        await both(
+            command("ip", "-batch", "-", text=_outside_text(network)),
+            command("ip", "-n", network.name, "-batch", "-", text=_inside_text(network)),
+        )
+        set_interface(network.interface, forwarding=1)
+        await self._resolver.listen(network.gateway_address)
+
+    async def _let_in(self, link: rules.Link, opened: Sequence[str]) -> None:
         if not await self._add_to_table(link, opened):
             await self._install_table(opened, link)
-        await command("ip", "netns", "add", network.name)
-        outside, peer = network.interface, INSIDE
-        await command("ip", "link", "add", outside, "type", "veth", "peer", "name", peer, "netns", network.name)
-        set_interface(
-            outside, rp_filter=1, accept_redirects=0, send_redirects=0, proxy_arp=0, route_localnet=0, arp_ignore=1
-        )
-        disable_ipv6(outside)
-        await command(
-            "ip",
-            "-batch",
-            "-",
-            text=f"addr add {network.gateway_address}/30 dev {outside}\nlink set {outside} alias {network.container_id} up\n",
-        )
-        inside = f"link set lo up\nlink set {peer} addrgenmode none\naddr add {network.address} dev {peer}\n"
-        inside += f"link set {peer} up\nroute add default via {network.gateway_address} dev {peer}\n"
-        await command("ip", "-n", network.name, "-batch", "-", text=inside)
-        set_interface(outside, forwarding=1)
-        await self._resolver.listen(network.gateway_address)
+
+    async def _give_up(self, begun: asyncio.Task[ContainerNetwork] | None) -> None:
+        """Let go of a network that nobody asked for: it leaves nothing when it fails, and is removed when it was made."""
+        if begun is not None:
+            begun.cancel()
+            await asyncio.wait({begun})
+            if not begun.cancelled():
+                begun.exception()  # seen: whoever prepared the container has an error of its own
 
     async def _remove(self, container_id: str) -> None:
         for network in self.existing():
@@ -273,3 +294,32 @@ class Networks:
 
 def _link(network: ContainerNetwork) -> rules.Link:
     return rules.Link(network.interface, network.address.partition("/")[0], network.gateway_address)
+
+
+async def _make_link(network: ContainerNetwork) -> None:
+    """The namespace and the veth pair, both ends down."""
+    text = f"netns add {network.name}\nlink add {network.interface} type veth peer name {INSIDE} netns {network.name}\n"
+    await command("ip", "-batch", "-", text=text)
+    set_interface(
+        network.interface,
+        rp_filter=1,
+        accept_redirects=0,
+        send_redirects=0,
+        proxy_arp=0,
+        route_localnet=0,
+        arp_ignore=1,
+    )
+    disable_ipv6(network.interface)
+
+
+def _outside_text(network: ContainerNetwork) -> str:
+    outside = network.interface
+    return f"addr add {network.gateway_address}/30 dev {outside}\nlink set {outside} alias {network.container_id} up\n"
+
+
+def _inside_text(network: ContainerNetwork) -> str:
+    # The route needs no link that is up at its other end.
+    return (
+        f"link set lo up\nlink set {INSIDE} addrgenmode none\naddr add {network.address} dev {INSIDE}\n"
+        f"link set {INSIDE} up\nroute add default via {network.gateway_address} dev {INSIDE}\n"
+    )

@@ -40,10 +40,15 @@ async def command(*arguments: str, text: str = "", check: bool = True) -> str:
     return out.decode("utf-8", "replace")
 
 
-async def default_interfaces() -> list[str]:
-    """Interfaces of the IPv4 default routes, in all tables."""
-    routes = json.loads(await command("ip", "-4", "-j", "route", "show", "table", "all", "default") or "[]")
-    return sorted({r["dev"] for r in routes if "dev" in r})
+async def ipv4_routes() -> list[dict[str, str]]:
+    """This host's IPv4 routes of all tables, as `ip -j` gives them."""
+    found: list[dict[str, str]] = json.loads(await command("ip", "-4", "-j", "route", "show", "table", "all") or "[]")
+    return found
+
+
+def default_interfaces(routes: list[dict[str, str]]) -> list[str]:
+    """Interfaces of the default routes."""
+    return sorted({r["dev"] for r in routes if "dev" in r and r.get("dst", "default") == "default"})
 
 
 def set_interface(interface: str, **values: int) -> None:
@@ -105,11 +110,11 @@ class Forwarding:
                     with contextlib.suppress(FileNotFoundError):
                         set_interface(name, forwarding=0)
             self._write(record)
-        if not record:
-            for leftover in (self._file, self._folder / "lock"):
-                leftover.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                self._folder.rmdir()
+            if not record:  # while the lock is held: else another's record would go with ours
+                for leftover in (self._file, self._folder / "lock"):
+                    leftover.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    self._folder.rmdir()
 
     def _write(self, record: dict[str, list[str]]) -> None:
         part = self._file.with_suffix(".part")
@@ -118,14 +123,26 @@ class Forwarding:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[dict[str, list[str]]]:
-        self._folder.mkdir(mode=0o755, exist_ok=True)
-        handle = os.open(self._folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        handle = self._lock()
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
             try:
                 record = json.loads(self._file.read_text("utf-8"))
             except (FileNotFoundError, ValueError):
                 record = {}
             yield record
         finally:
+            os.close(handle)
+
+    def _lock(self) -> int:
+        """The machine's lock, held. The last to leave removes its file: who waited for that one takes the next."""
+        while True:
+            self._folder.mkdir(mode=0o755, exist_ok=True)
+            try:
+                handle = os.open(self._folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            except FileNotFoundError:
+                continue  # the folder went in between
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), (self._folder / "lock").stat()):
+                    return handle
             os.close(handle)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from . import resolver_message as dns
+from .engine_base import finish
 
 PORT = 53
 _MOST_PENDING_OF_ONE = 128  # a pip install asks for a handful at once; a crawler gets by with this
@@ -135,12 +136,16 @@ class Resolver:
         self._upstreams = self._given if self._given is not None else host_upstreams()
         listener = _Listener(self, address)
         try:
-            await asyncio.get_running_loop().create_datagram_endpoint(lambda: listener, (address, self._port))
-            listener.server = await asyncio.start_server(listener.by_stream, address, self._port)
+            # To its end also when cancelled: asyncio forgets a server that is cancelled while it starts, and leaves it open.
+            await finish(self._open(listener, address))
         except BaseException:
             await listener.close()
             raise
         self._listeners[address] = listener
+
+    async def _open(self, listener: _Listener, address: str) -> None:
+        await asyncio.get_running_loop().create_datagram_endpoint(lambda: listener, (address, self._port))
+        listener.server = await asyncio.start_server(listener.by_stream, address, self._port)
 
     async def unlisten(self, address: str) -> None:
         """Stop answering on this address. Nothing happens if it does not."""

@@ -14,7 +14,7 @@ import pytest
 from cellburst_protocol.errors import CellburstError, ErrorCode
 from cellburst_protocol.messages import MirrorSpec
 from cellburst_runtime.layer import DirectLayer, EmptyLayer, OverlayLayer
-from cellburst_runtime.layer_make import MadeLayer, make_layer
+from cellburst_runtime.layer_make import MadeLayer, make_layer, make_store
 from cellburst_runtime.mounts import mounts_below, unmount_below
 from cellburst_runtime.record import ContainerRecord
 
@@ -40,10 +40,12 @@ class Session:
             executable="", python_version="", prefix="", base_prefix="", notebook_folder=str(self.notebook), notebook_mode=mode,  # type: ignore[arg-type]
         )  # fmt: skip
         arguments: dict[str, object] = {
-            "engine": "gvisor", "overlay": True, "owner": OWNER, "memory_mib": 256, "store_folder": self.stores,
-            "destination": str(self.notebook), **changes,
+            "engine": "gvisor", "overlay": True, "owner": OWNER, "destination": str(self.notebook), **changes,
         }  # fmt: skip
-        return await make_layer(spec, ContainerRecord(id="x"), self.folder, **arguments)  # type: ignore[arg-type]
+        record = ContainerRecord(id="x", engine=str(arguments["engine"]))
+        overlay = bool(arguments["overlay"])
+        await make_store(record, self.folder, overlay=overlay, memory_mib=256, store_folder=self.stores)
+        return await make_layer(spec, self.folder, **arguments)  # type: ignore[arg-type]
 
     def act(self, command: str) -> subprocess.CompletedProcess[str]:
         place = self.folder / "merged"

@@ -12,12 +12,15 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from cellburst_runtime import network as module
+from cellburst_runtime import network_host
 from cellburst_runtime.network import ContainerNetwork, Networks
+from cellburst_runtime.network_host import default_interfaces, ipv4_routes
 from cellburst_runtime.network_rules import CLOSED_RANGES
 from tests.fakes.dns_server import DnsServer
 
@@ -76,6 +79,14 @@ class World:
     def __init__(self) -> None:
         self.name = f"world-{os.getpid()}"
         self.interface = f"w{os.getpid() % 10**8}"
+        self.server: subprocess.Popen[str] | None = None
+        try:
+            self._make()
+        except BaseException:
+            self.close()  # its routes would end every other test
+            raise
+
+    def _make(self) -> None:
         ip("netns", "add", self.name)
         ip("link", "add", self.interface, "type", "veth", "peer", "name", "eth0", "netns", self.name)
         ip("addr", "add", f"{HOST}/30", "dev", self.interface)
@@ -93,12 +104,13 @@ class World:
         assert self.line() == "ready"
 
     def line(self) -> str:
-        assert self.server.stdout is not None
+        assert self.server is not None and self.server.stdout is not None
         return self.server.stdout.readline().strip()
 
     def close(self) -> None:
-        self.server.kill()
-        self.server.communicate()
+        if self.server is not None:
+            self.server.kill()
+            self.server.communicate()
         subprocess.run(["ip", "link", "del", self.interface], check=False)
         subprocess.run(["ip", "netns", "del", self.name], check=False)
 
@@ -228,7 +240,7 @@ async def test_there_is_no_ipv6(networks: Networks) -> None:
 
 
 async def test_remove_and_close_leave_nothing(tmp_path: Path, networks: Networks) -> None:
-    uplinks = await module.default_interfaces()
+    uplinks = default_interfaces(await ipv4_routes())
     before = [Path(f"/proc/sys/net/ipv4/conf/{x}/forwarding").read_text() for x in uplinks]
     first = await networks.create("one")
     again = await networks.create("one")  # the same id: the earlier one is replaced
@@ -320,6 +332,50 @@ async def test_a_create_that_fails_leaves_nothing(networks: Networks, monkeypatc
     assert traces(networks) == []
 
 
+async def test_one_that_was_begun_is_the_one_that_is_given(networks: Networks) -> None:
+    networks.begin("one")
+    networks.begin("one")
+    network = await networks.create("one")
+    assert [n.name for n in networks.existing()] == [network.name]
+    assert await networks.create("one") != network or [n.name for n in networks.existing()] == [network.name]
+    await networks.remove("one")
+    assert traces(networks) == []
+
+
+@pytest.mark.parametrize("made", [False, True])
+async def test_one_that_was_begun_and_is_not_wanted_leaves_nothing(networks: Networks, made: bool) -> None:
+    async def settled() -> list[str]:
+        """What there is when nothing is being made any more."""
+        if others := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(others, timeout=30)
+        return [n.container_id for n in networks.existing()]
+
+    networks.begin("one")
+    if made:
+        assert await settled() == ["one"]
+    await networks.remove("one")
+    assert await settled() == []
+    networks.begin("two")
+    await networks.close()
+    assert await settled() == []
+    assert traces(networks) == []
+
+
+async def test_an_error_of_one_that_was_begun_is_raised_where_it_is_asked_for(
+    networks: Networks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(address: str) -> None:
+        raise OSError(f"{address} is taken")
+
+    monkeypatch.setattr(networks._resolver, "listen", refuse)
+    networks.begin("one")
+    with pytest.raises(OSError, match="is taken"):
+        await networks.create("one")
+    networks.begin("two")
+    await networks.remove("two")  # nobody asked: it is not raised anywhere
+    assert networks.existing() == []
+
+
 @pytest.mark.parametrize("bad", ["", "../x", "a b", "-a", "x" * 200])
 async def test_a_bad_id_is_refused(networks: Networks, bad: str) -> None:
     with pytest.raises(Exception, match="container id"):
@@ -339,3 +395,25 @@ def test_every_pool_is_closed_to_containers() -> None:
 
     closed = [ipaddress.ip_network(c) for c in CLOSED_RANGES]
     assert all(any(ipaddress.ip_network(p).subnet_of(c) for c in closed) for p in module.POOLS)  # type: ignore[arg-type]
+
+
+def test_installations_that_come_and_go_at_once_lose_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    switch = tmp_path / "ipv4" / "conf" / "up0" / "forwarding"
+    switch.parent.mkdir(parents=True)
+    switch.write_text("0")
+    (tmp_path / "ipv4" / "ip_forward").write_text("0")
+    monkeypatch.setattr(network_host, "_IPV4", tmp_path / "ipv4")
+    folder = tmp_path / "machine"
+
+    def come_and_go(owner: str) -> int:
+        kept = 0
+        forwarding = network_host.Forwarding(owner, folder)
+        for _ in range(100):
+            forwarding.on(["up0"])
+            kept += owner in json.loads((folder / "forwarding.json").read_text())["up0"]
+            forwarding.off()
+        return kept
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(come_and_go, "abcd")) == [100] * 4
+    assert not folder.exists() and switch.read_text() == "0"

@@ -127,6 +127,23 @@ async def test_it_listens_by_udp_and_tcp_until_told_to_stop() -> None:
         assert resolver.pending == 0
 
 
+async def test_a_listen_that_is_cancelled_at_any_step_leaves_nothing_open() -> None:
+    for steps in range(8):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        resolver = Resolver([("127.0.0.1", 9)], port=port)
+        listening = asyncio.create_task(resolver.listen("127.0.0.1"))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        listening.cancel()
+        await asyncio.wait({listening})
+        await resolver.close()
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+            with socket.socket(socket.AF_INET, kind) as again:
+                again.bind(("127.0.0.1", port))
+
+
 async def test_pending_queries_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MOST_PENDING_OF_ONE", 3)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:

@@ -128,7 +128,7 @@ def test_what_lies_outside_the_request(tmp_path: Path, monkeypatch: pytest.Monke
     elif part == "runner":
         (tmp_path / "cellburst_runner").mkdir()
         (tmp_path / "cellburst_runner/__main__.py").write_text("pass")
-        monkeypatch.setattr("cellburst_runtime.runtime._PACKAGES", tmp_path)
+        monkeypatch.setattr("cellburst_runtime.prepared._PACKAGES", tmp_path)
     else:
         case.image(user="somebody")
     second = case.prepared()
