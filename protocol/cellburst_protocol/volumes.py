@@ -151,6 +151,7 @@ def check_name(name: str) -> str:
         raise error(
             ErrorCode.BAD_ARGUMENT, f"{shown(name)} is no name for a volume",
             allowed="1 to 64 letters, digits, '.', '_' and '-', a letter or digit first",
+            next="for example datasets",
         )  # fmt: skip
     return name
 
