@@ -1,0 +1,101 @@
+"""What leaves a container that has secrets: messages in their order, values hidden, what is ours untouched."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from cellburst_protocol.messages import (
+    CellDone,
+    IOPub,
+    NameGroup,
+    Notice,
+    ReleaseSecrets,
+    RemoteName,
+    ValuePart,
+    decode,
+    encode,
+)
+from cellburst_worker.hiding import Hiding, Shown
+
+VALUE = "sentinel-0123456789"
+
+
+def hiding() -> Hiding:
+    made = Hiding()
+    made.add(ReleaseSecrets(environment={"TOKEN": VALUE}, origins={"TOKEN": "hf"}, hidden={"old.KEY": "earlier-value"}))
+    return made
+
+
+def stream(made: Hiding, text: str, name: str = "stdout", parent: str = "p1", now: float = 0.0) -> list[Shown]:
+    message = {
+        "header": {"msg_id": "m1"},
+        "parent_header": {"msg_id": parent},
+        "metadata": {},
+        "content": {"name": name, "text": text},
+    }
+    return made.iopub(
+        IOPub(msg_type="stream", text_bytes=len(text)), [json.dumps(message).encode()], f"call-{parent}", now
+    )
+
+
+def texts(shown: list[Shown]) -> list[tuple[str, str, str]]:
+    contents = [json.loads(bytes(one.buffers[0]))["content"] for one in shown]
+    return [
+        (one.call, content.get("name", "?"), content.get("text", "?"))
+        for one, content in zip(shown, contents, strict=True)
+    ]
+
+
+def test_held_text_goes_before_whatever_comes_behind_it() -> None:
+    made = hiding()
+    assert stream(made, "a sent") and made.due_at is not None
+    assert texts(stream(made, "x", "stderr")) == [("call-p1", "stdout", "sent"), ("call-p1", "stderr", "x")]
+    stream(made, "sent", parent="p1")
+    assert texts(stream(made, "y", parent="p2")) == [("call-p1", "stdout", "sent"), ("call-p2", "stdout", "y")]
+    stream(made, "sent", parent="p2")
+    data = {"content": {"data": {"text/plain": f"'{VALUE}'", "n": 1}}}
+    shown = made.iopub(IOPub(msg_type="display_data"), [json.dumps(data).encode(), b"raw " + VALUE.encode()], "c", 0.0)
+    assert texts(shown[:1]) == [("call-p2", "stdout", "sent")]
+    assert json.loads(bytes(shown[1].buffers[0])) == {"content": {"data": {"text/plain": "'****(hf.TOKEN)'", "n": 1}}}
+    assert shown[1].buffers[1] == b"raw " + b"*" * len(VALUE)
+    assert made.settle() == [] and made.due_at is None
+
+
+def test_a_value_over_several_writes_and_its_size() -> None:
+    made = hiding()
+    shown = [one for letter in f"<{VALUE}>" for one in stream(made, letter)]
+    assert "".join(text for _, _, text in texts(shown)) == "<****(hf.TOKEN)>"
+    sizes = [decode(one.head) for one in shown]
+    assert sum(size.text_bytes for size in sizes if isinstance(size, IOPub)) == len("<****(hf.TOKEN)>")
+    assert made.text("earlier-value") == "****(old.KEY)"
+
+
+def test_words_are_hidden_and_hashes_are_not_touched() -> None:
+    made = Hiding()
+    made.add(ReleaseSecrets(environment={"PIN": "abcdef"}, origins={"PIN": "s"}))
+    group = NameGroup(names=["x"], hash="abcdef" * 8, parts=[ValuePart(hash="abcdef" * 8, size_bytes=1, at="inline")])
+    done = CellDone(status="ok", home=[group], stayed=[RemoteName(name="y", type="str", head="'abcdef'")], mac="abcdef")
+    after = decode(made.head(encode(done)))
+    assert isinstance(after, CellDone) and after.home == [group] and after.mac == "abcdef"
+    assert after.stayed[0].head == "'****(s.PIN)'"
+    notice = encode(Notice(text="nothing"))
+    assert made.head(notice) == notice
+
+
+def test_values_that_have_one_are_kept_back(tmp_path: Path) -> None:
+    made = hiding()
+    (tmp_path / "big").write_bytes(b"x" * 5_000_000 + VALUE.encode() + b"y")
+    (tmp_path / "clean").write_bytes(b"x" * 100)
+    (tmp_path / "link").symlink_to(tmp_path / "big")
+
+    def group(name: str, at: str, size: int) -> NameGroup:
+        return NameGroup(
+            names=[name],
+            hash="h",
+            parts=[ValuePart(hash=f"file:{name}" if at == "blob" else "h", size_bytes=size, at=at)],
+        )  # type: ignore[arg-type]
+
+    groups = [group("a", "inline", 9), group("big", "blob", 5_000_001 + len(VALUE)), group("b", "inline", 30), group("clean", "blob", 100),
+              group("link", "blob", 5_000_001 + len(VALUE)), group("../big", "blob", 1)]  # fmt: skip
+    assert made.held_back(groups, [b"harmless!", b"pickle " + VALUE.encode()], tmp_path) == {1, 2}
