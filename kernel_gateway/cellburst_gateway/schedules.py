@@ -1,0 +1,274 @@
+"""Schedules as people change them: made, edited, paused, run, deleted, listed. Time and runs are in `schedule_runs.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from cellburst_protocol import notebooks
+from cellburst_protocol.errors import CellburstError, ErrorCode, error
+from cellburst_protocol.messages import (
+    PreviewSchedule,
+    PutSchedule,
+    ScheduleInfo,
+    SchedulePreview,
+)
+from cellburst_protocol.schedules import (
+    RunReason,
+    RunRow,
+    RunState,
+    ScheduleRow,
+    ScheduleSpec,
+    check_spec,
+)
+
+from . import cron, cron_words
+from . import schedule_times as times
+from .run_rules import row_of_run
+from .schedule_runs import Live, ScheduleRuns, hashes_of, new_id
+from .store_rows import Owner
+from .store_schedules import RunRecord
+
+SHOWN_INSTANTS = 5
+SHOWN_RUNS = 200  # of a schedule, for its cost
+MEAN_OF = 5
+
+
+class Schedules(ScheduleRuns):
+    """All schedules of this gateway."""
+
+    async def put(self, owner: Owner, asked: PutSchedule) -> ScheduleInfo:
+        """Make or change a schedule. Raises RequestError: BAD_ARGUMENT, NOT_FOUND, CONFLICT, NOT_YET."""
+        spec, before = asked.spec, None
+        if asked.schedule:
+            before = self._find(owner.workspace, asked.schedule)
+            if asked.keep_frozen:
+                old = before.spec
+                spec = msgspec.structs.replace(
+                    spec, notebook_hash=old.notebook_hash, notebook_size_bytes=old.notebook_size_bytes, files=old.files,
+                    image=spec.image or old.image, recipe=spec.recipe or old.recipe,
+                )  # fmt: skip
+        wall = self._hub.clock.wall()
+        check_spec(spec)
+        same_times = before is not None and before.spec.when == spec.when
+        spec = msgspec.structs.replace(spec, when=times.checked_when(spec.when, 0 if same_times else wall))
+        self._check_machine(spec)
+        await asyncio.to_thread(self._freeze, owner.workspace, spec)
+        text = msgspec.json.encode(spec).decode()
+        new = before is None
+        record = self._hub.store.put_schedule(
+            before.record.id if before is not None else new_id("sch"), owner, name=spec.name, notebook=spec.notebook, spec=text,
+            now=wall, revision=0 if new else asked.revision, seen=None if same_times else int(wall),
+            state="active" if new or (not same_times and before is not None and before.record.state == "done") else None,
+        )  # fmt: skip
+        live = before or Live(record, spec)
+        live.record, live.spec = record, spec
+        self._live[record.id] = live
+        self._aim(live)
+        return self.info(live)
+
+    def _freeze(self, workspace: str, spec: ScheduleSpec) -> None:
+        missing = self.files.missing(self._hub.blobs, workspace, hashes_of(spec))
+        if missing:
+            raise error(
+                ErrorCode.NOT_FOUND, f"{len(missing)} of the schedule's files were not sent",
+                next="send them, then save it again",
+                missing="\n".join(missing[:1000]),
+            )  # fmt: skip
+        self.files.freeze(self._hub.blobs, hashes_of(spec))
+        notebook = notebooks.read(self.files.frozen(spec.notebook_hash), Path(spec.notebook).name)
+        notebooks.check_parameters(notebook, spec.parameters)
+        if not notebooks.code_cells(notebook):
+            raise error(
+                ErrorCode.BAD_ARGUMENT, f"{Path(spec.notebook).name} has no code cell: nothing would run",
+                next="write a cell, save the notebook, and schedule it again",
+            )  # fmt: skip
+
+    def _check_machine(self, spec: ScheduleSpec) -> None:
+        theirs = spec.image.machine_id if spec.image is not None else ""
+        if theirs and theirs != _machine_id():
+            raise error(
+                ErrorCode.NOT_YET, f"the notebook's environment is not on the gateway's machine ({self._machine})",
+                next="schedule it from a kernel or a command line on that machine: others are not in this version",
+            )  # fmt: skip
+
+    def infos(self, workspace: str, notebook: str = "") -> list[ScheduleRow]:
+        """Schedules of a workspace as lists show them, by name."""
+        found = [live for live in self._live.values() if live.record.owner.workspace == workspace]
+        rows = [self.row(live) for live in found if notebook in ("", live.record.notebook)]
+        return sorted(rows, key=lambda row: (row.name, row.id))
+
+    def get(self, workspace: str, wanted: str) -> ScheduleInfo:
+        """A schedule by id, the start of it, or name. Raises RequestError (NOT_FOUND)."""
+        return self.info(self._find(workspace, wanted))
+
+    def info(self, live: Live) -> ScheduleInfo:
+        """A schedule, whole, with its next instants."""
+        return ScheduleInfo(row=self.row(live), spec=live.spec, next_unix_seconds=self._instants(live, SHOWN_INSTANTS))
+
+    def row(self, live: Live) -> ScheduleRow:
+        """A schedule as lists show it."""
+        record, spec = live.record, live.spec
+        last, cost, mean = self._stats(live)
+        running = next((run.id for run in live.runs if run.state is not RunState.QUEUED), "")
+        following = self._instants(live, 1)
+        return ScheduleRow(
+            id=record.id, name=record.name, notebook=record.notebook, notebook_hash=spec.notebook_hash, revision=record.revision,
+            state=_state(record.state), when=spec.when, words=cron_words.words(spec.when), machine=self._machine,
+            next_unix_seconds=following[0] if following else None, last=self.row_of(last) if last is not None else None,
+            running=running, cost_usd=format(cost, "f"), mean_cost_usd=mean, created_unix_seconds=record.created,
+            changed_unix_seconds=record.changed, secrets=list(spec.secrets), volumes=[v.name for v in spec.volumes],
+        )  # fmt: skip
+
+    def _stats(self, live: Live) -> tuple[RunRecord | None, Decimal, str]:
+        if live.stats is None:
+            runs = self._hub.store.list_runs(live.record.owner.workspace, schedule=live.record.id, limit=SHOWN_RUNS)
+            done = [run.cost_usd for run in runs if run.state is RunState.SUCCEEDED][:MEAN_OF]
+            mean = format(sum(done, Decimal(0)) / len(done), "f") if done else ""
+            live.stats = runs[0] if runs else None, sum((run.cost_usd for run in runs), Decimal(0)), mean
+        last, cost, mean = live.stats
+        if last is not None:  # what runs changes all the time
+            last = live.driver.run if live.driver is not None and live.driver.run.id == last.id else last
+        return last, cost, mean
+
+    def _instants(self, live: Live, count: int) -> list[int]:
+        if live.record.state != "active":
+            return []
+        return times.instants(live.spec.when, max(live.record.seen, int(self._hub.clock.wall())), count)
+
+    def pause(self, workspace: str, wanted: str, paused: bool) -> ScheduleInfo:
+        """Give it no instants, or again from now on."""
+        live = self._find(workspace, wanted)
+        wall = self._hub.clock.wall()
+        if live.record.state != "done" and (live.record.state == "paused") != paused:
+            live.record = self._hub.store.set_schedule_state(
+                live.record.id, "paused" if paused else "active", now=wall, seen=int(wall) if not paused else None
+            )
+            self._aim(live)
+            if not paused and live.following is None:
+                self._done(live)
+        return self.info(live)
+
+    def run_now(self, workspace: str, wanted: str) -> RunRow:
+        """A run at once, behind those of it that have not ended."""
+        live = self._find(workspace, wanted)
+        wall = self._hub.clock.wall()
+        run = self._hub.store.add_run(new_id("r"), live.record.id, now=wall)
+        live.runs.append(run)
+        live.stats = None
+        self._start_next(live, wall)
+        return self.row_of(next(one for one in live.runs if one.id == run.id))
+
+    def delete(self, workspace: str, wanted: str) -> None:
+        """Delete it with its runs; what runs is cancelled."""
+        live = self._find(workspace, wanted)
+        del self._live[live.record.id]
+        live.runs = live.runs[:1] if live.driver is not None else []
+        if live.driver is not None:
+            live.driver.cancel(RunReason.DELETED)
+        gone = self._hub.store.delete_schedule(live.record.id)
+        live.runs = []
+        self._hub.spawn(asyncio.to_thread(self.files.forget, gone))
+
+    def cancel(self, workspace: str, run_id: str) -> None:
+        """End a run that has not ended. Raises RequestError (NOT_FOUND)."""
+        run = self.run_of(workspace, run_id)
+        live = self._live.get(run.schedule)
+        if live is not None:
+            for one in live.runs:
+                if one.id == run.id:
+                    self._cancel(live, one, RunReason.CANCELLED)
+                    return
+
+    def runs(self, workspace: str, schedule: str, run: str, after: float, count: int) -> list[RunRow]:
+        """Runs, newest first."""
+        if run:
+            record = self.run_of(workspace, run)
+            row = self.row_of(record)
+            for told in self._hub.store.deliveries_of(record.id):
+                state = "was told" if told.state == "sent" else f"was not told: {told.error or 'not tried yet'}"
+                row.notes = [*row.notes, f"{told.target} {state}"]
+            return [row]
+        wanted = self._find(workspace, schedule).record.id if schedule else None
+        found = self._hub.store.list_runs(
+            workspace, schedule=wanted, ended_after=after or None, limit=max(1, min(count, 1000))
+        )
+        return [self.row_of(self._current(one)) for one in found]
+
+    def run_of(self, workspace: str, wanted: str) -> RunRecord:
+        """A run by its id, or the start of it. Raises RequestError (NOT_FOUND)."""
+        found = self._hub.store.find_runs(workspace, wanted) if wanted else []
+        exact = [run for run in found if run.id == wanted]
+        if len(exact or found) != 1:
+            what = "is the start of several runs" if found else "is no run"
+            raise error(ErrorCode.NOT_FOUND, f"{wanted[:80]!r} {what}", next="`cellburst schedule history` lists them")
+        return self._current((exact or found)[0])
+
+    def _current(self, run: RunRecord) -> RunRecord:
+        """With how far it is, which the record hears of at the end of each cell."""
+        live = self._live.get(run.schedule)
+        if live is None or live.driver is None or live.driver.run.id != run.id or run.ended is not None:
+            return run
+        return replace(run, detail=live.driver.detail.text())
+
+    def row_of(self, run: RunRecord) -> RunRow:
+        """A run as lists show it."""
+        live = self._live.get(run.schedule)
+        return row_of_run(run, live.record.name if live is not None else "")
+
+    def preview(self, asked: PreviewSchedule) -> SchedulePreview:
+        """Times that are being typed: in words, with the next instants, or what is wrong."""
+        wall = self._hub.clock.wall()
+        try:
+            when = times.checked_when(asked.when, wall)
+        except CellburstError as problem:
+            return SchedulePreview(problem=problem.info, machine=self._machine)
+        found = times.instants(when, int(wall), SHOWN_INSTANTS)
+        zone = cron.zone(when.timezone)
+        return SchedulePreview(
+            words=cron_words.words(when), next_unix_seconds=found, next_local=[cron_words.local(one, zone) for one in found],
+            machine=self._machine,
+        )  # fmt: skip
+
+    def users_of(self, workspace: str, *, secret: str = "", volume: str = "") -> list[str]:
+        """Names of the schedules that use a secret or a volume."""
+        return sorted(
+            live.record.name for live in self._live.values()
+            if live.record.owner.workspace == workspace
+            and (secret in live.spec.secrets if secret else any(v.name == volume for v in live.spec.volumes))
+        )  # fmt: skip
+
+    def _find(self, workspace: str, wanted: str) -> Live:
+        mine = [live for live in self._live.values() if live.record.owner.workspace == workspace]
+        found = [live for live in mine if wanted in (live.record.id, live.record.name)]
+        found = found or [live for live in mine if wanted and live.record.id.startswith(wanted)]
+        if len(found) != 1:
+            what = "is the start of several schedules' ids" if found else "is no schedule"
+            known = ", ".join(sorted(live.record.name for live in mine)[:20])
+            raise error(
+                ErrorCode.NOT_FOUND,
+                f"{wanted[:80]!r} {what}",
+                allowed=known,
+                next="`cellburst schedule list` shows them",
+            )
+        return found[0]
+
+
+def _state(text: str) -> Literal["active", "paused", "done"]:
+    return "paused" if text == "paused" else "done" if text == "done" else "active"
+
+
+def _machine_id() -> str:
+    """As `cellburst_jupyter.environment.machine_id` has it: the same for who sees the same files on the same machine."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except OSError:
+        boot = platform.node()
+    root = Path("/").stat()
+    return f"{boot}:{root.st_dev}:{root.st_ino}"
