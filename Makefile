@@ -7,10 +7,11 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 10
 
-setup:  ## virtual environment and, as root, system parts
-	@scripts/setup.sh run
+setup:  ## virtual environment, the JupyterLab panel and, as root, system parts
+	@scripts/setup.sh lab
 
-demo: setup  ## run examples/quickstart.ipynb through a real kernel and show what happened
+demo:  ## run examples/quickstart.ipynb through a real kernel and show what happened
+	@scripts/setup.sh run
 	@$(PYTHON) scripts/demo.py
 
 lab: setup  ## JupyterLab on examples/

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Sets this checkout up: setup.sh run | test
+# Sets this checkout up: setup.sh run | lab | test
 #
 # run:  a virtual environment in .venv with everything the product, the examples and the tests import; as root also
 #       runsc (gVisor) in .tools, what its network needs (nft, ip) and what fetches the bases of images.
-# test: run, and as root also what the tests use as real counterparts (PostgreSQL's server programs, Chromium, an image
+# lab:  run, and the JupyterLab panel, where there is Node 20.19 or later.
+# test: lab, and as root also what the tests use as real counterparts (PostgreSQL's server programs, Chromium, an image
 #       registry, buildah).
 # Nothing is done twice: a stamp holds the hash of what was installed from.
 set -euo pipefail
@@ -42,7 +43,7 @@ fi
 [ -n "$python" ] || { echo "Python 3.11 or later with venv is needed (Debian: apt install python3-venv); set PYTHON=..." >&2; exit 1; }
 
 stamp=.venv/.cellburst-stamp
-wanted=$(cat pyproject.toml constraints.txt scripts/setup.sh jupyter_ext/config/ipython/*.json | sha256sum)
+wanted=$(cat pyproject.toml constraints.txt scripts/setup.sh jupyter_ext/config/*/*.json | sha256sum)
 if [ ! -x .venv/bin/python ] || [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
   say "virtual environment in .venv with $($python --version)"
   [ -x .venv/bin/python ] || $python -m venv .venv
@@ -51,8 +52,10 @@ if [ ! -x .venv/bin/python ] || [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; 
   .venv/bin/uv pip install -q --python .venv/bin/python --compile-bytecode -c constraints.txt -e '.[all]' --group dev
   # An editable install has no data files; this is the wheel's own, which loads the magics in this environment's kernels.
   install -D -m 644 jupyter_ext/config/ipython/ipython_kernel_config.json .venv/etc/ipython/ipython_kernel_config.json
+  install -D -m 644 jupyter_ext/config/server-config/cellburst.json .venv/etc/jupyter/jupyter_server_config.d/cellburst.json
   echo "$wanted" >"$stamp"
 fi
+[ "$what" = run ] || scripts/panel.sh
 
 if as_root; then
   apt_install iproute2 nftables e2fsprogs debian-archive-keyring || say "without them containers have no network of their own"

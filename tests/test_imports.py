@@ -22,7 +22,8 @@ CORES = [
     "cellburst_protocol/framing.py", "cellburst_protocol/states.py", "cellburst_protocol/resources.py", "cellburst_protocol/mac.py",
     "cellburst_protocol/clock.py",
     "cellburst_gateway/placement.py", "cellburst_gateway/prices.py", "cellburst_gateway/ledger.py", "cellburst_gateway/budget.py",
-    "cellburst_gateway/park_rules.py",
+    "cellburst_gateway/park_rules.py", "cellburst_gateway/scheduler.py", "cellburst_gateway/notebook_out.py",
+    "cellburst_protocol/schedules.py", "cellburst_protocol/notebooks.py",
     "cellburst_worker/leases.py", "cellburst_worker/rungs.py", "cellburst_worker/template_policy.py", "cellburst_worker/warm_policy.py",
     "cellburst_jupyter/magic_line.py",
 ]  # fmt: skip

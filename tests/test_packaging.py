@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -55,6 +56,21 @@ def test_the_wheel_has_the_packages_and_the_autoload_file_and_no_tests(wheel: Pa
     assert any(n.endswith("data/etc/ipython/ipython_kernel_config.json") for n in names)
     assert any(n.endswith("prices.toml") for n in names)
     assert not [n for n in names if n.startswith(("tests/", "bench/"))]
+    assert any(n.endswith("data/etc/jupyter/jupyter_server_config.d/cellburst.json") for n in names)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="the panel is built with Node 20.19 or later")
+def test_the_wheel_has_the_built_panel_so_that_its_users_need_no_node(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    place = "data/share/jupyter/labextensions/@cellburst/labextension/"
+    names = {n.partition(place)[2] for n in archive.namelist() if place in n}
+    assert {"package.json", "install.json", "schemas/@cellburst/labextension/plugin.json"} <= names
+    assert any(n.startswith("static/remoteEntry") for n in names)
+    assert not [
+        n
+        for n in archive.namelist()
+        if n.endswith((".ts", ".tsx", ".stamp")) or "/cellburst_jupyter/labextension/" in n
+    ]
 
 
 @pytest.mark.timeout(240)

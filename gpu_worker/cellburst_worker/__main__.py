@@ -12,6 +12,7 @@ import sys
 
 from cellburst_protocol.errors import CellburstError
 from cellburst_runtime.runtime import Runtime
+from cellburst_runtime.volume_tree import VolumeStore
 
 from . import logs
 from .clock import SystemClock
@@ -20,6 +21,9 @@ from .gateway_link import GatewayLink, http_url, link_url
 from .imports import Imports
 from .options import Options, folder_id, lock, machine_id, parse, private_folder, worker_name
 from .site import Site
+from .volume_gateway import GatewayVolumes
+from .volume_outbox import Outbox
+from .volumes import VolumeDesk
 from .worker import Identity, Worker
 
 log = logging.getLogger(__name__)
@@ -41,9 +45,15 @@ async def serve(options: Options) -> None:
         shutil.rmtree(spools, ignore_errors=True)  # of a worker that is gone, as its containers are
         exchange = Exchange(options.data_folder / "blobs", http_url(url), options.read_token)
         imports = Imports(options.data_folder / "snapshots" / "imports")
+        volumes = GatewayVolumes(http_url(url), options.read_token)
+        folder = options.data_folder / "volumes"
+        desk = VolumeDesk(
+            VolumeStore(folder), volumes, Outbox(folder / "outbox", volumes),
+            lambda id: runtime.snapshots.parked(id) is not None,
+        )  # fmt: skip
         site = Site(
             runtime=runtime, clock=SystemClock(), exchange=exchange, spool_folder=spools, imports=imports,
-            keeps_warm=options.warm_pool,
+            keeps_warm=options.warm_pool, volumes=desk, gateway=http_url(url),
         )  # fmt: skip
         inventory = await asyncio.to_thread(runtime.inventory)
         worker = Worker(Identity(worker_name(options), machine_id()), inventory, site)

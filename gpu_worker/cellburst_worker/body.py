@@ -12,9 +12,11 @@ from cellburst_runtime.image_build import BuiltImage
 
 from . import endings
 from .answers import Talk
+from .gateway_door import GatewayDoor
 from .outbound import Outbound
 from .runner_link import RunnerLink
 from .site import Prepared, Running, Site
+from .volumes import ContainerVolumes
 from .warm_pool import WarmPool
 
 OUTPUT_LIMIT_BYTES = 32 * 1024 * 1024  # a cell's output in full; then its tail
@@ -33,6 +35,8 @@ class Body:
     running: Running | None = None
     phases: list[PhaseTime] = field(default_factory=list)
     image: BuiltImage | None = None  # held while the container is here; None for a mirror
+    volumes: ContainerVolumes | None = None  # None: it has none
+    door: GatewayDoor | None = None  # for code that may use the gateway
     pool: WarmPool | None = None  # where a container may be taken from that is up already
 
     @property
@@ -49,6 +53,19 @@ class Body:
     def template_key(self) -> str:
         """What a template or a fork server for the next ones like it must match; "" where there can be none."""
         return self.snapshot_key or (self.prepared.fork_key if self.prepared is not None else "")
+
+    async def open_door(self, prepared: Prepared) -> None:
+        """Let the container's code reach the gateway, if its request says so."""
+        await self.close_door()
+        if self.request.link_token and self.site.gateway:
+            self.door = GatewayDoor(self.id, self.site.gateway)
+            await self.door.open(prepared.socket_path.parent)
+
+    async def close_door(self) -> None:
+        """Nobody inside reaches the gateway any more."""
+        if self.door is not None:
+            await self.door.close()
+            self.door = None
 
     def release_image(self) -> None:
         """The container is removed: its image's layers may be evicted."""
@@ -71,10 +88,13 @@ class Body:
         return self.outbound.last_executor_text.strip() or endings.exit_text(exit)
 
 
-def start_message(running: Running, *, restored: bool = False, reseed: bool = False) -> RunnerStart:
+def start_message(
+    running: Running, *, restored: bool = False, reseed: bool = False, link_token: str = ""
+) -> RunnerStart:
     """What the runner is told when it is up: of a fresh boot, of a restore, or of a checkpoint that failed."""
+    link = {"CELLBURST_LINK": "1", "CELLBURST_TOKEN": link_token} if link_token else {}
     return RunnerStart(
-        environment=dict(running.environment), links=dict(running.links), folder=running.working_folder,
+        environment={**running.environment, **link}, links=dict(running.links), folder=running.working_folder,
         python=list(running.python), output_limit_bytes=OUTPUT_LIMIT_BYTES, matplotlib_backend=MATPLOTLIB_BACKEND,
         restored=restored, reseed=reseed,
     )  # fmt: skip

@@ -45,6 +45,7 @@ from .spool import Spool
 from .starting import Starting
 from .template_policy import Facts
 from .usage import CpuMeter
+from .volumes import ContainerVolumes
 from .warm_pool import WarmPool
 
 log = logging.getLogger(__name__)
@@ -67,13 +68,15 @@ class WorkerContainer:
             self.id, self._outbound.received, on_connect=self._outbound.connected, ping_seconds=site.limits.ping_seconds
         )
         self._outbound.link = self._link
-        self._outbound.on_imported = lambda names: site.imports.add(request.notebook, names)
+        self._outbound.on_imported = self._on_cell_done
         self._inbound = Inbound(self.id, site, self._calls, self._outbound, self._link, self._on_ack)
         self._stop: asyncio.Future[tuple[EndReason, float]] = asyncio.get_running_loop().create_future()
         self._wanted = True  # a gateway will take the events
         self._settled = asyncio.Event()  # ended, and the gateway has every event
         self._pool = pool
         self._body = Body(request, site, self._link, self._outbound, pool=pool)
+        if request.volumes and site.volumes is not None:
+            self._body.volumes = ContainerVolumes(site.volumes, request, self._outbound.emit, self._shown_call)
         self._desk = ParkDesk(self._body, self._calls, self._inbound)
         self._ready_sequence = 0
         self._ready_since = self._busy_seen = site.clock.monotonic()
@@ -226,6 +229,8 @@ class WorkerContainer:
         self._ready_sequence = self.spool.last_sequence
         self._ready_since = self._busy_seen = self._site.clock.monotonic()
         self._inbound.open.set()
+        if self._body.volumes is not None:
+            self._body.volumes.begin()
         if self._pool is not None:
             self._pool.started(self._body.snapshot_key, self.request, self._body.image)
 
@@ -301,6 +306,9 @@ class WorkerContainer:
         if body.running is not None:
             await self._guarded("kill", body.running.container.kill())
             await body.drain()
+        if body.volumes is not None:
+            await self._guarded("volumes", body.volumes.finish())
+        await body.close_door()
         await self._link.close()
         await self._inbound.close()
         await self._outbound.close()
@@ -345,8 +353,20 @@ class WorkerContainer:
 
     # -- time limits -----------------------------------------------------------------------------------------------
 
+    def _shown_call(self) -> str:
+        """The call under which a line of the platform's own is seen now; "" for none."""
+        starts = self.state in (ContainerState.PLACED, ContainerState.STARTING)
+        return self._calls.running or (self.request.prepare_call if starts else "")
+
+    def _on_cell_done(self, imported: list[str]) -> None:
+        self._site.imports.add(self.request.notebook, imported)
+        if self._body.volumes is not None:
+            self._body.volumes.nudge()
+
     def _on_started(self, call: Call) -> None:
         self._arm_limit()
+        if self._body.volumes is not None:
+            self._body.volumes.flush_notices()
         # The executor has read what was shown to it: its disk and memory are free again.
         if self._outbound.folder is not None:
             for shown in (self._outbound.folder / "var" / "in").iterdir():

@@ -22,6 +22,7 @@ from cellburst_protocol.messages import (
     Message,
     NameGroup,
     NamesData,
+    ReleaseSecrets,
     RunCell,
     SideReply,
     SideRequest,
@@ -71,7 +72,7 @@ class Inbound:
                 case RunCell():
                     if self._accepts(message):
                         await self._queue.put((message, buffers))
-                case NamesData() | StdinReply() | CommMessage():
+                case NamesData() | StdinReply() | CommMessage() | ReleaseSecrets():
                     await self._queue.put((message, buffers))
                 case _:
                     log.warning(
@@ -89,6 +90,9 @@ class Inbound:
                     await self._run_cell(message, buffers)
                 case NamesData():
                     await self._names_data(message, buffers)
+                case ReleaseSecrets():
+                    self._outbound.hide(message)
+                    await self._link.send(msgspec.structs.replace(message, origins={}, hidden={}))
                 case _:
                     await self._link.send(message, buffers)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from cellburst_protocol import mac
-from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo
+from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo, error
 from cellburst_protocol.framing import Buffer, FramingError
 from cellburst_protocol.messages import (
     CellDone,
@@ -27,6 +27,7 @@ from cellburst_protocol.messages import (
     Message,
     NamesNeeded,
     Notice,
+    ReleaseSecrets,
     RemoteName,
     RunnerCredit,
     SideReply,
@@ -40,6 +41,7 @@ from cellburst_protocol.states import EndReason
 from .answers import ANSWERS, Answers
 from .calls import Call, Calls
 from .feed import Feed
+from .hiding import Hiding
 from .runner_link import MAX_UNPROCESSED_BYTES, RunnerLink
 from .site import Layer, Site
 from .spool import Spool
@@ -66,6 +68,7 @@ class Outbound:
         self.feed = Feed(spool)
         self.last_executor_text = ""
         self.side_keys: dict[str, str] = {}
+        self.hiding: Hiding | None = None  # None: it was never given a secret, and nothing is read
         self.answers = Answers()
         self.on_imported: Callable[[list[str]], None] = lambda names: None
         self.restoring = False  # an executor that ends then is a failed restore's, and nobody's loss
@@ -81,8 +84,47 @@ class Outbound:
 
     def emit(self, event: Message, call: str = "", buffers: Sequence[Buffer] = ()) -> None:
         """Number an event and spool it."""
-        self._spool.append(encode(event), buffers, call)
+        head = encode(event)
+        if self.hiding is not None:
+            self._let_go(self.hiding)
+            head = self.hiding.head(head)
+            buffers = (
+                [self.hiding.json(buffers[0]), *buffers[1:]] if isinstance(event, CellDone) and buffers else buffers
+            )
+        self._spool.append(head, buffers, call)
         self.feed.wake()
+
+    # -- secrets ---------------------------------------------------------------------------------------------------
+
+    def hide(self, release: ReleaseSecrets) -> None:
+        """The container is about to get these: from now on nothing that leaves it shows them."""
+        if self.hiding is None and not release.environment and not release.hidden:
+            return
+        if self.hiding is None:
+            self.hiding = Hiding()
+        self.hiding.add(release)
+
+    def _let_go(self, hiding: Hiding) -> None:
+        for shown in hiding.settle():
+            self._spool.append(shown.head, shown.buffers, shown.call)
+
+    def _hidden(self, hiding: Hiding, incoming: Incoming, call: str) -> None:
+        """Pass an event of the runner on without a secret in it."""
+        now = self._site.clock.monotonic()
+        if isinstance(incoming.message, IOPub):
+            for shown in hiding.iopub(incoming.message, incoming.buffers, call, now):
+                self._spool.append(shown.head, shown.buffers, shown.call)
+            if (due_at := hiding.due_at) is not None:
+                asyncio.get_running_loop().call_later(due_at - now + 0.001, self._held_too_long)
+        else:
+            self._let_go(hiding)
+            self._spool.append(hiding.head(incoming.head), incoming.buffers, call)
+
+    def _held_too_long(self) -> None:
+        if self.hiding is not None:
+            for shown in self.hiding.due(self._site.clock.monotonic()):
+                self._spool.append(shown.head, shown.buffers, shown.call)
+            self.feed.wake()
 
     def refuse(self, call: Call, error: ErrorInfo | None = None) -> None:
         """End a call that the runner was not given: cancelled, or with an error."""
@@ -171,7 +213,10 @@ class Outbound:
                 return
             self._on_started(call)
         call_id = incoming.call if self._calls.knows(incoming.call) else ""
-        self._spool.append(incoming.head, incoming.buffers, call_id)
+        if self.hiding is not None:
+            self._hidden(self.hiding, incoming, call_id)
+        else:
+            self._spool.append(incoming.head, incoming.buffers, call_id)
         self.feed.wake()
 
     def _owe(self, size_bytes: int) -> None:
@@ -189,7 +234,10 @@ class Outbound:
         if call is None or not buffers:
             log.warning("the end of a call that does not run", extra={"container": self._container, "call": id[:64]})
             return
-        taken = await self._take(done, buffers[1:])
+        inline: Sequence[Buffer] = buffers[1:]
+        if self.hiding is not None and done.home:
+            inline = await self._keep_back(self.hiding, id, done, inline)
+        taken = await self._take(done, inline)
         for group, why in taken.refused:
             self.emit(
                 Notice(text=f"{', '.join(group.names)} stayed in the container: {why.message}", level="warning"), id
@@ -204,6 +252,25 @@ class Outbound:
         done.mac = mac.sign(call.value_key, "out", done.home) if call.value_key else ""
         self._ended(id)
         self.emit(done, id, [buffers[0], *taken.buffers])
+
+    async def _keep_back(self, hiding: Hiding, id: str, done: CellDone, inline: Sequence[Buffer]) -> Sequence[Buffer]:
+        """Names whose bytes have a secret's value stay in the container: what goes home is stored on the way."""
+        there = await asyncio.to_thread(hiding.held_back, done.home, inline, self._out_folder())
+        if not there:
+            return inline
+        left, kept, waiting = [], [], list(inline)
+        for number, group in enumerate(done.home):
+            count = sum(part.at == "inline" for part in group.parts)
+            own, waiting = waiting[:count], waiting[count:]
+            if number not in there:
+                left.append(group)
+                kept += own
+                continue
+            why = "it has a secret's value in it"
+            self.emit(Notice(text=f"{', '.join(group.names)} stayed in the container: {why}", level="warning"), id)
+            done.stayed += [RemoteName(name=n, type="", why="not_asked", detail=why) for n in group.names]
+        done.home = left
+        return [*kept, *waiting]
 
     async def _take(self, done: CellDone, inline: Sequence[Buffer]) -> Taken:
         if not done.home:
@@ -264,6 +331,12 @@ class Outbound:
         try:
             blobs, out = self._site.exchange.folder, self._out_folder()
             if reply.groups:
+                if self.hiding is not None:
+                    there = await asyncio.to_thread(self.hiding.held_back, reply.groups, buffers, out)
+                    if there:
+                        raise error(
+                            ErrorCode.FORBIDDEN, "the value has a secret's value in it: it stays in the container"
+                        )
                 taken = await asyncio.to_thread(take, reply.groups, buffers, blobs, out)
                 if taken.refused:
                     raise CellburstError(taken.refused[0][1])
@@ -274,6 +347,10 @@ class Outbound:
                 await self._site.exchange.publish([reply.blob.hash])
         except (CellburstError, OSError) as why:
             reply, kept = SideReply(id=reply.id, error=_info(why)), ()
+        if self.hiding is not None:
+            reply.content = self.hiding.content(reply.content)
+            if reply.error is not None:
+                reply.error.message = self.hiding.text(reply.error.message)
         reply.mac = mac.sign(key, f"side:{reply.id}", reply.groups) if key else ""
         self.answer(reply, kept)
 

@@ -35,6 +35,7 @@ from cellburst_runtime.engine_base import finish
 from cellburst_runtime.snapshot_manifest import CHECKPOINT, NAMES, STORE, LiveFile, Manifest
 from cellburst_runtime.snapshots import Draft
 
+from . import parked_sealed
 from .body import Body, start_message
 from .parked_names import keep, known_hashes, lost_names, names_bytes
 from .site import Prepared, Running
@@ -67,7 +68,11 @@ class Parking:
     async def run(self) -> ContainerParked:
         """Put it away. Raises the error tree and OSError: it was not, see `thawed`. When cancelled nothing is kept."""
         began = self._site.clock.monotonic()
+        volumes = self._body.volumes
         try:
+            if volumes is not None:
+                with self._step("volumes"):
+                    await volumes.park(self.id)
             with self._step("freeze"):
                 frozen, buffers = await self._freeze()
             manifest = await self._put_away(frozen, buffers)
@@ -75,7 +80,11 @@ class Parking:
             raise
         except BaseException:
             self.thawed = await self._thaw()
+            if volumes is not None and self.thawed:
+                volumes.begin()
             raise
+        if volumes is not None:
+            volumes.parked()
         seconds = self._site.clock.monotonic() - began
         what = {
             "container": self._body.id,
@@ -95,7 +104,7 @@ class Parking:
             self._steps[name] = self._site.clock.monotonic() - began
 
     async def _freeze(self) -> tuple[RunnerFrozen, list[memoryview]]:
-        question = RunnerFreeze(save_names=True, limit_bytes=self._request.names_limit_bytes)
+        question = RunnerFreeze(save_names=not self._request.park_key, limit_bytes=self._request.names_limit_bytes)
         container = self._running.container
         asking = self._talk.ask(container, question, RunnerFrozen, FREEZE_SECONDS, "was not ready to be put away")
         self._frozen = True  # it may be, also when no answer comes
@@ -108,6 +117,9 @@ class Parking:
     async def _put_away(self, frozen: RunnerFrozen, buffers: Sequence[memoryview]) -> Manifest:
         live_files = await asyncio.to_thread(self._running.live_files, frozen.files)
         whole = self._can_restore(live_files)
+        if self._request.park_key:
+            parked_sealed.only_whole(self._running.engine.name, whole, self._notes)
+            parked_sealed.check_memory(await self._memory_bytes())
         if not whole and frozen.lost and not frozen.groups:
             raise error(
                 ErrorCode.UNPICKLABLE,
@@ -168,6 +180,7 @@ class Parking:
             kind="session", id=self.id, key=self._prepared.snapshot_key, key_parts=dict(self._prepared.key_parts),
             session=request.session, notebook=request.notebook, parked_unix_seconds=self._site.clock.wall(),
             live_files=live_files, names=groups, lost=lost, layers=self._prepared.layer_keys,
+            encrypted=bool(self._request.park_key),
         )  # fmt: skip
 
     async def _checkpoint(self, draft: Draft) -> bool:
@@ -180,12 +193,19 @@ class Parking:
         folder = draft.folder / CHECKPOINT
         folder.mkdir(mode=0o700, exist_ok=True)
         flushing = asyncio.create_task(_flush(folder))
+        container, key = self._running.container, self._request.park_key
         try:
-            await self._running.container.checkpoint(folder)
+            if key:
+                memory_bytes = await self._memory_bytes()
+                await parked_sealed.checkpoint(self._prepared.folder, folder, key, memory_bytes, self._take_checkpoint)
+            else:
+                await container.checkpoint(folder)
         except CheckpointFailed as why:
             if why.still_running:
                 raise
             self._gone = True
+            if key:
+                raise  # there are no names without it
             self._notes.append(f"Only the names were kept, not the processes: {why.info.message}")
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
             return False
@@ -194,6 +214,10 @@ class Parking:
             await asyncio.wait({flushing})
         self._gone = True
         return True
+
+    async def _take_checkpoint(self, folder: Path) -> None:
+        await self._running.container.checkpoint(folder)
+        self._gone = True
 
     async def _seal(self, draft: Draft, manifest: Manifest) -> Manifest:
         """Keep the store, and commit. From here on a cancellation comes too late to be half-way: it is kept or it is not."""
@@ -206,7 +230,11 @@ class Parking:
             try:
                 with self._step("store"):
                     await finish(self._keep_store(draft))
+                    if key := self._request.park_key:
+                        await finish(asyncio.to_thread(parked_sealed.seal_store, draft.folder, key))
             except (CellburstError, OSError) as why:
+                if self._request.park_key:
+                    raise
                 # Processes that have files open in it cannot go on without: what is left are the names.
                 log.warning("a session's store could not be kept", extra={"container": self._body.id, "why": str(why)})
                 self._notes.append(f"Files that the session wrote were not kept: {why}")
@@ -214,7 +242,7 @@ class Parking:
         try:
             return await self._commit(draft, manifest)
         except (CellburstError, OSError) as why:
-            if not self._gone or not manifest.key:
+            if not self._gone or not manifest.key or self._request.park_key:
                 raise
             self._notes.append(f"Only the names were kept, not the processes: {why}")
             await self._only_names(draft, manifest)

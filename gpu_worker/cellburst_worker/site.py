@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cellburst_protocol.clock import Clock
 from cellburst_protocol.messages import EngineInfo, FileChange, GpuUsage, Inventory, StartContainer
@@ -19,9 +19,13 @@ from cellburst_runtime.image_build import BuiltImage, Files, Log
 from cellburst_runtime.images import Images
 from cellburst_runtime.snapshot_manifest import LiveFile
 from cellburst_runtime.snapshots import SnapshotStore
+from cellburst_runtime.volume_mount import VolumePlaces
 
 from .exchange import Exchange
 from .imports import Imports
+
+if TYPE_CHECKING:
+    from .volumes import VolumeDesk
 
 
 class Layer(Protocol):
@@ -115,6 +119,12 @@ class Prepared(Protocol):
     def layer_keys(self) -> list[str]:
         """The layers of the image that it is made of; none for a mirror."""
 
+    def volume_places(self) -> VolumePlaces:
+        """Where its volumes are shown, to be filled before `start`."""
+
+    def show_volumes(self, root_links: dict[str, str], runner_links: dict[str, str], door: str) -> None:
+        """How they are reached: see `volume_mount.ShownVolumes`."""
+
     def sources(self) -> Sources:
         """What lies at its mounts' sources now, for `RuntimeLike.assign`. Blocks for milliseconds."""
 
@@ -187,3 +197,5 @@ class Site:
     limits: Limits = Limits()
     takes_templates: bool = True
     keeps_warm: bool = True  # containers restored from them beforehand
+    volumes: VolumeDesk | None = None
+    gateway: str = ""  # its address as the worker dials it, for containers whose code may use it

@@ -33,6 +33,7 @@ from cellburst_runtime.snapshot_manifest import NAMES, Manifest, SnapshotUnusabl
 from .body import Body, start_message
 from .images import BuildLogs, pack_files
 from .parked_names import lost_names, show
+from .parked_sealed import open_checkpoint, open_store, opened
 from .rungs import RESTORE_SECONDS, WARM_SECONDS, Rung, Rungs, detail, difference, unusable
 from .site import Prepared
 
@@ -115,6 +116,8 @@ class Starting:
             if not parked.why_not and parked.manifest.key != key:
                 differs = difference(parked.manifest.key_parts, prepared.key_parts) if key else ""
                 parked.why_not = differs or "this container's engine restores none"
+            if not parked.why_not and self._body.volumes is not None:
+                parked.why_not = self._body.volumes.stale
             if not parked.why_not and self._site.runtime.snapshots.disabled(key):
                 parked.why_not = "restoring failed too often here"
             if parked.why_not:
@@ -143,14 +146,15 @@ class Starting:
 
     async def _from_pool(self) -> Prepared | None:
         body = self._body
-        if self._parked is not None or body.pool is None:
-            return None  # what a session wrote comes back with the store that its layer is made on
+        if self._parked is not None or body.pool is None or body.volumes is not None:
+            return None  # what a session wrote comes back with its store; volumes are shown before a sandbox starts
         taken = await body.pool.take(body.request, body.image)
         if taken is None:
             return None
         body.prepared, body.running = taken.prepared, taken.running
         body.outbound.folder = taken.prepared.folder
         await body.link.listen(taken.prepared.socket_path)
+        await body.open_door(taken.prepared)
         return taken.prepared
 
     async def _prepare(self) -> Prepared:
@@ -164,13 +168,19 @@ class Starting:
                 store.unlink(missing_ok=True)  # not taken
         body.prepared = prepared
         body.outbound.folder = prepared.folder
+        if body.volumes is not None:
+            await body.volumes.show(prepared)
         await body.link.listen(prepared.socket_path)
+        await body.open_door(prepared)
         return prepared
 
     def _copy_store(self, parked: Parked) -> Path | None:
         snapshots = self._site.runtime.snapshots
         try:
-            return snapshots.store_copy(parked.manifest, snapshots.folder.parent / STORES)
+            copy = snapshots.store_copy(parked.manifest, snapshots.folder.parent / STORES)
+            if copy is None or not parked.manifest.encrypted:
+                return copy
+            return open_store(copy, self._body.request.park_key)
         except SnapshotUnusable as why:
             parked.why_not = parked.why_not or why.reason
             self._notes.append(f"The files that the session wrote are gone: {why.reason}.")
@@ -204,7 +214,15 @@ class Starting:
             if manifest.kind == "template":  # what it stood on has changed for good: the next boot makes another
                 await asyncio.to_thread(snapshots.remove, "template", manifest.id)
             raise
-        return await self._come_up(snapshots.checkpoint(manifest))
+        checkpoint = snapshots.checkpoint(manifest)
+        if checkpoint is None or not manifest.encrypted:
+            return await self._come_up(checkpoint)
+        prepared = self._body.prepared
+        assert prepared is not None
+        folder = await open_checkpoint(manifest, checkpoint, prepared.folder, self._body.request.park_key)
+        hello = await self._come_up(folder)
+        await opened(prepared.folder)
+        return hello
 
     async def _come_up(self, checkpoint: Path | None) -> RunnerHello:
         body = self._body
@@ -223,7 +241,7 @@ class Starting:
     async def _enter(self, *, restored: bool, reseed: bool) -> RunnerReady:
         running = self._body.running
         assert running is not None
-        start = start_message(running, restored=restored, reseed=reseed)
+        start = start_message(running, restored=restored, reseed=reseed, link_token=self._body.request.link_token)
         seconds = self._site.limits.ready_seconds
         ready, _ = await self._talk.ask(running.container, start, RunnerReady, seconds, "its executor did not start")
         return ready
@@ -232,7 +250,10 @@ class Starting:
         """Remove what a failed rung left."""
         body = self._body
         await body.link.unlisten()
+        await body.close_door()
         body.outbound.layer, body.outbound.folder = None, None
+        if body.volumes is not None:
+            await body.volumes.clear()
         running, body.running = body.running, None
         if running is not None:
             await running.container.remove()
@@ -247,6 +268,11 @@ class Starting:
         if kind != "names" or self._parked is None:
             return kind, []
         manifest = self._parked.manifest
+        if manifest.encrypted:  # a session that had secrets has no names beside its processes
+            self._notes.append(
+                "The parked session had secrets and was kept with its processes only: its names are gone."
+            )
+            return ("template" if rung == "template" else "boot"), []
         try:
             lost = await self._phase("values", self._load(manifest)) if manifest.names else []
         except (CellburstError, OSError, SnapshotUnusable) as why:

@@ -110,6 +110,8 @@ class Worker:
         self._grace_seconds = welcome.disconnect_grace_seconds
         self._heartbeat_seconds = welcome.heartbeat_seconds
         self._site.exchange.welcomed(welcome)
+        if self._site.volumes is not None:
+            self._site.volumes.welcomed(welcome, self._site.exchange.shared)
         for container in list(self.containers.values()):
             if container.id in self._reported and (container.id not in joined.adopted or container.id in joined.stop):
                 log.info("a container is not the gateway's", extra={"container": container.id})
@@ -271,6 +273,8 @@ class Worker:
                 container.tick()
             self._take_templates()
             self._keep_warm()
+            if self._site.volumes is not None and self._peer is not None:
+                self._site.volumes.deliver()
             self._check_grace()
             await asyncio.sleep(self._heartbeat_seconds / 2 if not done else self._heartbeat_seconds)
 
@@ -323,6 +327,8 @@ class Worker:
         while any(c.state is not ContainerState.ENDED for c in self.containers.values()):
             await asyncio.sleep(0.02)
         await self._pool.close()  # what a start gave back that was ended
+        if self._site.volumes is not None:
+            await self._site.volumes.close()
         try:
             async with asyncio.timeout(FAREWELL_SECONDS):
                 while self._peer is not None and self.containers:

@@ -1,4 +1,5 @@
-"""`%%modal` for IPython kernels: magics, output relay, run card. See docs/architecture.md.
+"""`%%modal` for IPython kernels: magics, output relay, run card; and the Jupyter server's side of the panel (`server/`).
+See docs/architecture.md.
 
 Loaded by the wheel's IPython configuration in every kernel of its environment, or by `%load_ext cellburst_jupyter`; so
 importing and loading cost next to nothing and never fail a kernel.
@@ -39,3 +40,17 @@ def unload_ipython_extension(shell: Any) -> None:
         magics, hooks = loaded
         hooks.uninstall()
         unregister(shell, magics)
+
+
+def _jupyter_server_extension_points() -> list[dict[str, str]]:
+    return [{"module": "cellburst_jupyter"}]
+
+
+def _jupyter_labextension_paths() -> list[dict[str, str]]:
+    return [{"src": "labextension", "dest": "@cellburst/labextension"}]
+
+
+def _load_jupyter_server_extension(server: Any) -> None:
+    from .server.extension import load
+
+    load(server)

@@ -36,7 +36,7 @@ def run_cell(notebook: Notebook, options: CellOptions, body: str, magic: str = "
     Raises the remote exception as it was shown there, or a CellburstError that shows itself in a few lines.
     """
     code = remote_code(options, body, magic)
-    check_syntax(notebook.shell, code)
+    tree = check_syntax(notebook.shell, code)
     _bring_home(notebook)
     card = _card(notebook, options)
     try:
@@ -45,7 +45,7 @@ def run_cell(notebook: Notebook, options: CellOptions, body: str, magic: str = "
             image.send_files(notebook.hub.blobs, _progress(notebook, card))
             card.model.waiting = ""
             names = Names(notebook, session, image)
-            run = _call(notebook, options, session, names, code, body)
+            run = _call(notebook, options, session, names, code, tree)
         follower = Follower(notebook, session, run, names, card, shell_parent(notebook.shell))
         if options.detach:
             _detach(notebook, follower)
@@ -68,14 +68,14 @@ def remote_code(options: CellOptions, body: str, magic: str) -> str:
     return f"# %%{magic} {options.text}".rstrip() + "\n" + body
 
 
-def check_syntax(shell: Any, code: str) -> None:
-    """Raises what IPython shows for a syntax error in this cell, before anything is sent."""
+def check_syntax(shell: Any, code: str) -> ast.Module:
+    """The cell's tree. Raises what IPython shows for a syntax error in this cell, before anything is sent."""
     flags = shell.compile.flags | ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     transformed = code
     try:
         transformed = shell.transform_cell(code)
-        compile(transformed, "<cell>", "exec", flags)
-        return
+        tree: ast.Module = compile(transformed, "<cell>", "exec", flags)
+        return tree
     except SyntaxError as found:
         problem: SyntaxError = found
     try:  # once more, under the name by which IPython knows this cell
@@ -152,13 +152,13 @@ def _leave_if_ended(notebook: Notebook, name: str) -> None:
 
 
 def _call(
-    notebook: Notebook, options: CellOptions, session: RemoteSession, names: Names, code: str, body: str
+    notebook: Notebook, options: CellOptions, session: RemoteSession, names: Names, code: str, tree: ast.Module
 ) -> CellRun:
     shell, parent = notebook.shell, shell_parent(notebook.shell)
     header = plain_header(parent.get("header") or {"msg_id": uuid.uuid4().hex, "msg_type": "execute_request"})
     mirror = notebook.mirror(options.mounts)
     names.tell_drift(mirror)
-    ready = names.prepare(body, options)
+    ready = names.prepare(tree, options)
     request = RunCell(
         call=uuid.uuid4().hex,
         code=code,
@@ -178,6 +178,8 @@ def _call(
         deleted=ready.deleted,
         python_version=platform.python_version(),
         detach=options.detach,
+        secrets=list(options.secrets) if options.secrets is not None else None,
+        volumes=list(options.volumes) if options.volumes is not None else None,
     )
     return CellRun(request, ready.buffers, header=header)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .session import RemoteSession, SideKind
 
 ANSWER_SECONDS = 0.3
-SUBCOMMANDS = ("status", "stop", "restart", "park", "attach", "names", "logs", "cost", "get", "put")
+SUBCOMMANDS = ("status", "stop", "restart", "park", "attach", "names", "logs", "cost", "get", "put", "schedule")
 _CELL = re.compile(r"%%(?:modal|gpu)(?=\s|$)")
 _LINE = re.compile(r"\s*%(?:modal|gpu)\s+(\S*)$")
 

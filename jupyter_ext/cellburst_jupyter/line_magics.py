@@ -1,4 +1,4 @@
-"""`%modal status|stop|restart|park|attach|names|logs|cost|get [FILE]|put FILE [session=NAME]`."""
+"""`%modal status|stop|restart|park|attach|names|logs|cost|get [FILE]|put FILE|schedule … [session=NAME]`."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def parse_line(line: str) -> LineOptions:
         raise error(ErrorCode.BAD_ARGUMENT, what, allowed=", ".join(SUBCOMMANDS), next=hint)
     if command == "put" and len(rest) == 1:
         raise error(ErrorCode.BAD_ARGUMENT, "%modal put needs a file", next="for example `%modal put results.csv`")
-    if command not in ("get", "put") and len(rest) > 1:
+    if command not in ("get", "put", "schedule") and len(rest) > 1:
         what = f"%modal {command} takes no {' '.join(rest[1:])!r}"
         raise error(ErrorCode.BAD_ARGUMENT, what, next=f"for example `%modal {command}`")
     return LineOptions(command, tuple(rest[1:]), session)
@@ -89,9 +89,15 @@ def run_line(notebook: Notebook, line: str) -> None:
     options = parse_line(line)
     commands: dict[str, Callable[[Notebook, LineOptions], None]] = {
         "status": _status, "stop": _stop, "restart": _restart, "park": _park, "attach": _attach, "names": _names, "logs": _logs,
-        "cost": _cost, "get": _get, "put": _put,
+        "cost": _cost, "get": _get, "put": _put, "schedule": _schedule,
     }  # fmt: skip
     commands[options.command](notebook, options)
+
+
+def _schedule(notebook: Notebook, options: LineOptions) -> None:
+    from .schedule_magic import run_schedule
+
+    run_schedule(notebook, options.words)
 
 
 def _status(notebook: Notebook, options: LineOptions) -> None:

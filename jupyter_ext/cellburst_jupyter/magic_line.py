@@ -24,6 +24,9 @@ from cellburst_protocol.resources import (
     parse_seconds,
     parse_usd,
 )
+from cellburst_protocol.secrets import NONE, parse_uses
+from cellburst_protocol.volume_mounts import parse_volumes
+from cellburst_protocol.volumes import VolumeMount
 
 KEYS: dict[str, str] = {
     "gpu": "GPU type and count: A100, A100:2, H100,A100 (first that is free), any",
@@ -37,6 +40,8 @@ KEYS: dict[str, str] = {
     "in": "send only these names: in=x,y",
     "out": "bring these names home whatever their size: out=model",
     "mount": "show this folder of the host, read-only: mount=/data",
+    "volumes": "volumes and where they are: volumes=/data:NAME,/models:NAME:ro (:last_write_wins tells no conflicts); none",
+    "secrets": "environment variables from secrets: secrets=hf,db (db:KEY must have KEY); none takes them away",
     "budget": "stop before this much is spent: $3",
     "detach": "return at once; the output arrives by itself, %modal attach follows it",
     "card": "on (default) or off: the card above the output",
@@ -46,8 +51,6 @@ RESOURCE_KEYS = frozenset({"gpu", "memory", "cpu", "network", "timeout", "budget
 T = TypeVar("T")
 # What DESIGN section 5 promises and this version does not have yet.
 NOT_YET: dict[str, str] = {
-    "volumes": "volumes",
-    "secrets": "secrets",
     "schedule": "schedules",
 }
 _SESSION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -58,7 +61,8 @@ _LONGEST_IDLE_SECONDS = 30 * 86400.0
 
 @dataclass(frozen=True)
 class CellOptions:
-    """What one `%%modal` line asks for. `only` None means all names the cell needs; `image` is the
+    """What one `%%modal` line asks for. `only` None means all names the cell needs, `secrets` None those
+    that the session has; `image` is the
     name of a variable, "" for what the session has; `given` are the keys written."""
 
     text: str = ""
@@ -67,6 +71,8 @@ class CellOptions:
     only: tuple[str, ...] | None = None
     out: tuple[str, ...] = ()
     mounts: tuple[str, ...] = ()
+    secrets: tuple[str, ...] | None = None
+    volumes: tuple[VolumeMount, ...] | None = None  # None: those that the session has
     detach: bool = False
     card: bool = True
     image: str = ""
@@ -122,6 +128,8 @@ def parse_cell_line(line: str, extra_gpu_types: tuple[str, ...] = ()) -> CellOpt
         only=_names(line, values.get("in")) if "in" in values else None,
         out=_names(line, values.get("out")),
         mounts=_mounts(line, values.get("mount")),
+        secrets=_secrets(line, values.get("secrets")),
+        volumes=_volumes(line, values.get("volumes")),
         detach=_on_off(line, values.get("detach"), default=False),
         card=_on_off(line, values.get("card"), default=True),
         image=_image(line, values.get("image")),
@@ -289,6 +297,27 @@ def _mounts(line: str, item: _Item | None) -> tuple[str, ...]:
                 line, item.value_column, what, allowed="a path from / or ~", next="for example mount=/data/images"
             )
     return paths
+
+
+def _volumes(line: str, item: _Item | None) -> tuple[VolumeMount, ...] | None:
+    """None: as the session has them."""
+    if item is None or item.value is None:
+        return None
+    if item.value == NONE:
+        return ()
+    none: tuple[VolumeMount, ...] = ()
+    return _parsed(line, item, lambda text: tuple(parse_volumes(text)), none)
+
+
+def _secrets(line: str, item: _Item | None) -> tuple[str, ...] | None:
+    """None: as the session has them."""
+    if item is None or item.value is None:
+        return None
+    texts = [text for text in item.value.split(",") if text]
+    if texts == [NONE]:
+        return ()
+    none: tuple[str, ...] = ()
+    return _parsed(line, item, lambda _: tuple(str(use) for use in parse_uses(texts)), none)
 
 
 def _on_off(line: str, item: _Item | None, *, default: bool) -> bool:

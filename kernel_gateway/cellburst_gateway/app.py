@@ -25,6 +25,7 @@ from . import folders, recovery
 from .auth import WORKSPACE, Authenticator
 from .blobs import BlobFolder
 from .cells import Cells
+from .chunks import make_chunk_store
 from .clock import SystemClock
 from .config import GatewayConfig
 from .container_link import ContainerLink, live_record, token_record
@@ -43,10 +44,14 @@ from .metrics import Metrics
 from .parking import Parking
 from .placer import Placer
 from .prices import PriceTable
+from .run_routes import run_routes
+from .schedules import Schedules
 from .secret_desk import SecretDesk
 from .sessions import Sessions
 from .store import Store
 from .store_rows import Owner, Role, TokenRecord
+from .volume_routes import volume_routes
+from .volumes import Volumes
 from .worker_events import WorkerEvents
 from .worker_link import WorkerLink
 
@@ -78,7 +83,9 @@ def build(config: GatewayConfig, clock: Clock, store: Store, held: folders.Secre
     hub.metrics.counter("cellburst_record_errors_total", "Writes of the record that failed after the log had the fact.")
     hub.fleet, hub.sessions, hub.placer = Fleet(hub), Sessions(hub), Placer(hub)
     hub.cells, hub.events, hub.parking, hub.images = Cells(hub), WorkerEvents(hub), Parking(hub), Images(hub)
+    hub.schedules = Schedules(hub)
     hub.secret_desk = SecretDesk(hub)
+    hub.volumes = Volumes(hub, make_chunk_store(config))
     return hub
 
 
@@ -100,6 +107,8 @@ def routes(hub: Hub, auth: Authenticator, links: Links) -> Application:
             (r"/health", Health, base),
             (r"/metrics", MetricsRoute, base),
             (r"/blobs/([^/]*)", BlobRoute, base),
+            *volume_routes(base),
+            *run_routes(base),
             (r"/link", LinkHandler, link),
         ],
         default_handler_class=NothingHere,
@@ -142,6 +151,7 @@ class Gateway:
             self.hub.blobs.remove_stale(self.clock.wall())
             sockets = self._bind()
             recovery.recover(self.hub)
+            self.hub.schedules.take_up()
             self._logs = LogKeeper(
                 self.hub.logs, store, lambda session: self.hub.sessions.get(session) is not None, config.log_keep_days
             )  # not before all sessions that have not ended are known
@@ -209,6 +219,8 @@ class Gateway:
             try:
                 self.hub.fleet.tick()
                 self.hub.sessions.tick()
+                self.hub.schedules.tick()
+                self.hub.volumes.tick()
                 if now - placed_at >= 1.0:
                     placed_at = now
                     self.hub.placer.tick()
@@ -258,6 +270,7 @@ class Gateway:
         await self.hub.settle()
         self.hub.write_now()
         self.hub.logs.close()
+        await asyncio.to_thread(self.hub.volumes.close)
         self.hub.store.close()
         if self._lock is not None:
             self._lock.close()

@@ -18,6 +18,7 @@ from cellburst_protocol.states import CALL_END_STATE, CallState, ContainerState,
 
 from .budget import exhausted, plan
 from .calls import Call
+from .cell_volumes import volumes_of
 from .containers import ContainerHandle
 from .images import checked
 from .park_rules import Cause
@@ -50,6 +51,8 @@ class Cells:
             if session.call is not None and session.call.id == cell.call:
                 answer = self._accepted(cell, session.call.accepted_sequence)
             else:
+                if cell.secrets is not None or self._hub.secret_desk.of(session) is not None:
+                    cell = await self._hub.secret_desk.resolved(session, cell)
                 call = self._accept(session, cell, buffers)
                 answer = self._accepted(cell, session.last_sequence if call else 0)
         except CellburstError as why:
@@ -86,6 +89,7 @@ class Cells:
         resources = self._resources(session, cell)
         container = session.container
         recipe = self._recipe(session, cell)
+        volumes = volumes_of(self._hub, session, cell)
         if container is None or not container.detail.serves(resources, recipe):
             if recipe is not None and recipe is not session.recipe:
                 self._hub.images.check(session.record.owner.workspace, recipe)
@@ -96,7 +100,7 @@ class Cells:
             container.note_scaledown(resources.scaledown_seconds)
         state = _first_state(session)
         cell = msgspec.structs.replace(
-            cell, recipe=recipe, keep_image=False
+            cell, recipe=recipe, keep_image=False, volumes=volumes
         )  # as the inbox has it for the next gateway
         call = Call(
             id=cell.call, resources=resources, value_key=self._value_key(cell), accepted_at=self._hub.clock.monotonic(),
@@ -205,17 +209,32 @@ class Cells:
         if (why := self._over_budget(call, container)) is not None:
             self.end(session, call, EndReason.BUDGET, error=why)
             return
+        if not await self._secrets_released(session, call, container):
+            return
         try:
             # The caller had no key yet when it sent the cell: over its authenticated link its word is the seal.
             carried = [g for g in (*cell.names, *cell.modules) if any(part.at != "there" for part in g.parts)]
             seal = sign(call.value_key, "in", carried) if carried else ""
-            told = msgspec.structs.replace(cell, value_key=call.value_key, mac=seal, recipe=None)
+            told = msgspec.structs.replace(cell, value_key=call.value_key, mac=seal, recipe=None, volumes=None)
             await container.send(told, call.buffers)
             if call.names is not None:
                 await container.send(*call.names)
         except CellburstError as why_not:
             if session.call is call:
                 self.end(session, call, EndReason.CONTAINER_LOST, error=why_not.info)
+
+    async def _secrets_released(self, session: Session, call: Call, container: ContainerHandle) -> bool:
+        """Whether the cell may be sent: its container has its secrets. Else the call has ended, or somebody else goes on."""
+        cell, desk = call.cell, self._hub.secret_desk
+        if cell is None or (cell.secrets is None and desk.of(session) is None):
+            return True
+        try:
+            await desk.release(session, call, container)
+        except CellburstError as why:
+            if session.call is call and session.container is container:
+                self.end(session, call, EndReason.START_FAILED, error=why.info)
+            return False
+        return session.call is call and session.container is container and call.cell is not None
 
     def not_handed_over(self, session: Session, call: Call) -> None:
         """End a call whose code is known no more: after a power cut."""

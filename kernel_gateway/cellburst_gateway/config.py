@@ -43,6 +43,9 @@ class GatewayConfig:
     log_keep_days: float = LOG_KEEP_DAYS
     max_queue: int = MAX_QUEUE
     parked_keep_days: float = PARKED_KEEP_DAYS
+    volumes_url: str = ""  # of fsspec: s3://BUCKET/PREFIX; "" is the data folder
+    volumes_options: dict[str, Any] = field(default_factory=dict)  # for that file system
+    volumes_sync: bool = False  # wait for the disk at each chunk
     allowed_hosts: tuple[str, ...] = ()
     prices_file: Path | None = None
     config_file: Path | None = None
@@ -111,6 +114,9 @@ def from_arguments(arguments: list[str] | None = None) -> GatewayConfig:
         max_blob_bytes=int(_number(table, "max_blob_bytes", MAX_BLOB_BYTES, 1024**2, 2**50)),
         log_keep_days=_number(table, "log_keep_days", LOG_KEEP_DAYS, 1, 36500),
         parked_keep_days=_number(table, "parked_keep_days", PARKED_KEEP_DAYS, 0.01, 3650),
+        volumes_url=_text(table, "volumes_url", ""),
+        volumes_options=_table(table, "volumes_options"),
+        volumes_sync=bool(table.get("volumes_sync", False)),
         allowed_hosts=tuple(str(h).lower() for h in table.get("allowed_hosts", [])),
         prices_file=_path(table, "prices_file"),
         config_file=a.config,
@@ -159,6 +165,13 @@ def _text(table: dict[str, Any], key: str, default: str) -> str:
     value = table.get(key, default)
     if not isinstance(value, str):
         raise _wrong(key, value, "a text")
+    return value
+
+
+def _table(table: dict[str, Any], key: str) -> dict[str, Any]:
+    value = table.get(key, {})
+    if not isinstance(value, dict):
+        raise _wrong(key, value, "a table")
     return value
 
 

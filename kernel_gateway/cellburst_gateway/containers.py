@@ -17,6 +17,7 @@ from cellburst_protocol.messages import Ack, ContainerInfo, ContainerUsage, Mess
 from cellburst_protocol.peer import LinkClosed, Stream
 from cellburst_protocol.resources import Resources
 from cellburst_protocol.states import CONTAINER_TRANSITIONS, ContainerState, EndReason, advance
+from cellburst_protocol.volumes import VolumeMount
 
 ACK_DELAY_SECONDS = 0.05  # one acknowledgement for a burst of events
 MAX_WAITING_MESSAGES = 256  # keystrokes and widget messages for a container that cannot be reached
@@ -36,6 +37,7 @@ class ContainerDetail(msgspec.Struct, omit_defaults=True, kw_only=True):
     names_lost: bool = False
     parked: str = ""  # the id of the parked session that it was to resume
     recipe: ImageRecipe | None = None  # None: the mirror
+    volumes: list[VolumeMount] = []
     link_image: MirrorSpec | None = None  # its code may use the gateway: what sessions of its own run in
 
     def serves(self, asked: Resources, recipe: ImageRecipe | None) -> bool:
@@ -93,7 +95,9 @@ class ContainerHandle:
         self.reported_call = ""  # what its worker ran when it last joined
         self.usage: ContainerUsage | None = None
         self.building = False  # its worker builds its image
-        self.released: dict[str, tuple[str, int]] | None = None  # secrets that it has: (store, version); None: not known
+        self.released: dict[str, tuple[str, int]] | None = (
+            None  # secrets that it has: (store, version); None: not known
+        )
         self._uptime_seconds = 0.0
         self._uptime_at = now
         self._frozen = False

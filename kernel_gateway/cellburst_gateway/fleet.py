@@ -15,6 +15,7 @@ import msgspec
 from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo
 from cellburst_protocol.messages import (
     ContainerReport,
+    GpuUsage,
     Heartbeat,
     Hello,
     Inventory,
@@ -55,6 +56,7 @@ class WorkerHandle:
         self.last_heard = now
         self.told_unreachable = False
         self.snapshots: SnapshotUsage | None = None
+        self.gpu_usage: list[GpuUsage] = []
 
     def move(self, to: WorkerState) -> None:
         """Change state by the table; raises TransitionError."""
@@ -165,6 +167,7 @@ class Fleet:
         now = self._hub.clock.monotonic()
         worker.last_heard = now
         worker.snapshots = message.snapshots or worker.snapshots
+        worker.gpu_usage = message.gpus
         if worker.state is WorkerState.UNREACHABLE:
             self._heard_again(worker)
         for usage in message.usage:
@@ -214,6 +217,7 @@ class Fleet:
                     id=worker.id, state=worker.state if worker.peer else WorkerState.UNREACHABLE, inventory=worker.inventory,
                     pid=worker.pid, free_gpus=[g.uuid for g in worker.inventory.gpus if g.uuid not in held and not g.in_use],
                     last_seen_seconds=round(now - worker.last_heard, 2), snapshots=worker.snapshots,
+                    gpu_usage=worker.gpu_usage if worker.reachable else [],
                 )
             )  # fmt: skip
         return rows

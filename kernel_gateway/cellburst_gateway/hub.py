@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from .images import Images
     from .parking import Parking
     from .placer import Placer
+    from .schedules import Schedules
+    from .secret_desk import SecretDesk
     from .sessions import Sessions
+    from .volumes import Volumes
     from .worker_events import WorkerEvents
 
 LATER_SECONDS = 0.02  # a short cell has ended by then: its start and end are one commit, off its path
@@ -67,6 +70,9 @@ class Hub:
     parking: Parking = field(init=False)
     cells: Cells = field(init=False)
     images: Images = field(init=False)
+    schedules: Schedules = field(init=False)
+    volumes: Volumes = field(init=False)
+    secret_desk: SecretDesk = field(init=False)
     events: WorkerEvents = field(init=False)
     _later: deque[Callable[[], object]] = field(default_factory=deque)
     _later_scheduled: bool = False

@@ -7,17 +7,23 @@ from typing import TYPE_CHECKING
 from cellburst_protocol.errors import CellburstError, ErrorCode, error
 from cellburst_protocol.messages import (
     BuildStream,
+    DeleteSecret,
     FindSession,
     GetCost,
     GetLogs,
+    GetSpending,
     GetStatus,
     Hello,
     ImageLogs,
     Interrupt,
     ListImages,
+    ListReleases,
+    ListSecrets,
     Message,
     ParkSession,
     PruneImages,
+    PutSecret,
+    RotateSecretKey,
     SessionFound,
     SessionStream,
     Shutdown,
@@ -25,7 +31,7 @@ from cellburst_protocol.messages import (
 )
 from cellburst_protocol.peer import Peer, Stream
 
-from . import reports
+from . import reports, schedule_requests, spending
 from .kernel_stream import KernelStream
 from .store_rows import Role, TokenRecord
 
@@ -61,6 +67,8 @@ class KernelLink:
                 return reports.logs(self._hub, self._token.owner.workspace, message)
             case GetCost():
                 return reports.cost(self._hub, self._token.owner.workspace, message)
+            case GetSpending():
+                return spending.report(self._hub, self._token.owner.workspace, message)
             case FindSession():
                 found = self._hub.sessions.find(self._token.owner.workspace, message.notebook, message.name)
                 return SessionFound(sessions=[session.row() for session in found])
@@ -75,7 +83,29 @@ class KernelLink:
             case PruneImages():
                 self._may_act()
                 return await self._hub.images.prune(self._token.owner.workspace, message)
+            case ListSecrets():
+                return await self._hub.secret_desk.listed(self._token.owner)
+            case ListReleases():
+                return self._hub.secret_desk.releases(self._token.owner, message)
+            case PutSecret() | DeleteSecret() | RotateSecretKey():
+                self._may_act()
+                return await self._change_secrets(message)
+        if schedule_requests.is_one(message):
+            if schedule_requests.acts(message):
+                self._may_act()
+            return await schedule_requests.answer(self._hub, self._token.owner, message)
         raise error(ErrorCode.FORBIDDEN, f"{type(message).__name__} is not for a user's link", next="see PROTOCOL.md")
+
+    async def _change_secrets(self, message: PutSecret | DeleteSecret | RotateSecretKey) -> Message | None:
+        desk, owner = self._hub.secret_desk, self._token.owner
+        match message:
+            case PutSecret():
+                return await desk.put(owner, message)
+            case DeleteSecret():
+                await desk.delete(owner, message)
+                return None
+            case RotateSecretKey():
+                return desk.rotate()
 
     def on_open(self, message: Message, stream: Stream) -> None:
         """A session's stream, or one that builds an image."""

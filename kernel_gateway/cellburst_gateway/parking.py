@@ -134,6 +134,11 @@ class Parking:
             )  # fmt: skip
         if handle.state is not ContainerState.READY:
             return error(ErrorCode.BUSY, f"session {name!r} is {handle.state.value}", next="try again in a moment")
+        if handle.detail.link_image is not None:
+            return error(
+                ErrorCode.CONFLICT, f"session {name!r} has a link to the gateway of its own: such a link cannot be put away",
+                next="`%modal stop` ends the session",
+            )  # fmt: skip
         worker = self._hub.fleet.workers.get(handle.worker)
         if worker is None or not worker.reachable:
             return error(
@@ -166,7 +171,8 @@ class Parking:
             if worker is None or worker.peer is None:
                 return  # its next join or its end decides
             try:
-                await worker.peer.request(ParkContainer(container=handle.id, parked=park.id))
+                key = self._hub.secret_desk.park_key(session, park.id)
+                await worker.peer.request(ParkContainer(container=handle.id, parked=park.id, park_key=key))
                 return
             except TimeoutError:
                 continue  # the same id again is the same request

@@ -269,6 +269,7 @@ class Placer:
             resources=resources, info=info, usd_per_second=rate_text, recipe=call.recipe, parked=parked,
             mirror_identity=image.identity if call.recipe is None else "",
             names_lost=session.lost_container or (kept is not None and not parked),
+            volumes=(call.cell.volumes if call.cell is not None else None) or [],
             link_image=image if call.cell is not None and call.cell.with_link else None,
         )  # fmt: skip
         handle = ContainerHandle(
@@ -276,6 +277,8 @@ class Placer:
             gpus=placed.uuids, now=now,
         )  # fmt: skip
         handle.opened_unix_seconds = wall
+        if detail.volumes or session.volumes:
+            session.has_volumes(detail.volumes)
         return handle, image
 
     async def _tell_worker(self, handle: ContainerHandle, session: Session, call_id: str, image: MirrorSpec) -> None:
@@ -293,6 +296,7 @@ class Placer:
                     container=handle.id, lease=handle.lease, epoch=handle.epoch, session=session.id,
                     notebook=session.record.notebook, resources=handle.detail.resources, gpus=list(handle.gpus), image=image,
                     recipe=handle.detail.recipe, engine="", prepare_call=call_id, parked=handle.detail.parked,
+                    volumes=handle.detail.volumes,
                     park_key=self._hub.secret_desk.park_key(session, handle.detail.parked),
                     link_token=container_token(self._hub.secrets.master_key, handle.id)
                     if handle.detail.link_image is not None else "",

@@ -95,6 +95,7 @@ def recover(hub: Hub) -> None:
     leases = {lease.id: lease for lease in hub.store.leases_open()}
     containers = hub.store.live_containers()
     for session in hub.sessions:
+        _volumes(hub, session)
         if session.park is not None:
             _park(hub, session, session.park)
     for container in containers:
@@ -108,6 +109,14 @@ def recover(hub: Hub) -> None:
         "taken up",
         extra={"sessions": len(list(hub.sessions)), "containers": len(hub.fleet.containers), "calls": len(calls)},
     )
+
+
+def _volumes(hub: Hub, session: Session) -> None:
+    """Those of its parked state, else of its last container."""
+    record = None if session.volumes else hub.store.last_container(session.id)
+    volumes = msgspec.json.decode(record.detail, type=ContainerDetail).volumes if record is not None else []
+    if volumes or session.volumes:
+        session.has_volumes(session.volumes or volumes)
 
 
 def _park(hub: Hub, session: Session, park: ParkUnderWay) -> None:

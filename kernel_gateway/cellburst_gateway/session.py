@@ -35,6 +35,7 @@ from cellburst_protocol.messages import (
     encode,
 )
 from cellburst_protocol.states import ContainerState, EndReason, SessionState
+from cellburst_protocol.volumes import VolumeMount
 
 from .calls import Call
 from .containers import ContainerHandle
@@ -92,6 +93,7 @@ class KeptRecord(ParkedInfo, kw_only=True, omit_defaults=True):
     """What the record has of a parked session: also the image that it goes on in, which nobody else is told."""
 
     recipe: ImageRecipe | None = None
+    volumes: list[VolumeMount] = msgspec.field(default_factory=list)
 
 
 class Session:
@@ -112,6 +114,8 @@ class Session:
         self.superseded_at: float | None = now if record.state is SessionState.SUPERSEDED else None
         self.kept = msgspec.json.decode(record.parked, type=ParkedInfo) if record.parked else None
         self.kept_recipe = msgspec.json.decode(record.parked, type=KeptRecord).recipe if record.parked else None
+        # Kept when its container is lost as well: the next one has them again.
+        self.volumes = msgspec.json.decode(record.parked, type=KeptRecord).volumes if record.parked else []
         self.kept_missing = False  # its worker has joined without the bytes
         self.park: ParkUnderWay | None = None
         if record.parking:
@@ -239,6 +243,7 @@ class Session:
             cost_usd=self.hub.sessions.cost_text(self),
             names=parked.names if parked is not None else [],
             parked=parked,
+            usage=self.container.usage if self.container else None,
         )
 
     # -- its record ------------------------------------------------------------------------------------------------
@@ -252,7 +257,13 @@ class Session:
         """What is kept of it, as the record has it; None where nothing is."""
         if self.kept is None:
             return None
-        return msgspec.json.encode(KeptRecord(**msgspec.structs.asdict(self.kept), recipe=self.kept_recipe)).decode()
+        kept = msgspec.structs.asdict(self.kept)
+        return msgspec.json.encode(KeptRecord(**kept, recipe=self.kept_recipe, volumes=self.volumes)).decode()
+
+    def has_volumes(self, volumes: list[VolumeMount]) -> None:
+        """From now on it has these, in this container and in later ones."""
+        self.volumes = volumes
+        self.hub.volumes.uses(self.id, [mount.volume for mount in volumes])
 
     def update(
         self, *, state: SessionState | None = None, container: str | None = None, kernel_id: str | None = None,

@@ -15,6 +15,10 @@ thread (an executor of one) or directly; a lock inside keeps two callers apart. 
     store_calls.py        calls
     store_containers.py   containers and workers
     store_leases.py       leases and what was spent
+    store_schedules.py    schedules, their runs, and who is told of them
+    store_secrets.py      secrets (ciphertext), their releases, which sessions have some
+    store_spending.py     leases of a span of time, for charts of cost
+    store_volumes.py      volumes, their files and commits
     store_prepared.py     a row by its id, by statements compiled once
     store_rows.py         what verbs return; store_schema.py the tables; store_migrations.py how they came to be;
     store_errors.py       foreign errors into ours
@@ -46,6 +50,7 @@ All verbs (keyword-only after `*`):
     create_container(container_id, owner, *, session, worker, lease, epoch, now, detail="") -> (ContainerRecord, created)
     move_container(container_id, to, *, now, reason=None, detail=None) -> ContainerRecord
     get_container(container_id) -> ContainerRecord | None               live_containers(worker=None) -> [ContainerRecord]
+    last_container(session_id) -> ContainerRecord | None   the newest, ended or not
     upsert_worker(worker_id, owner, *, instance, hostname, pid, inventory, now) -> WorkerRecord
     mark_worker(worker_id, to, *, now) -> WorkerRecord     list_workers(*, lost=False) -> [WorkerRecord]
     open_lease(lease_id, owner, *, session, container, worker, epoch, gpus, cpu, memory_mib, usd_per_second, now,
@@ -57,6 +62,26 @@ All verbs (keyword-only after `*`):
     end_container(container_id, reason, *, now, seconds=None) -> (ContainerRecord, LeaseRecord)                likewise
     touch_leases({lease_id: seconds}) -> [LeaseRecord]     get_lease(lease_id) -> LeaseRecord | None
     cost_by_session(workspace, notebook=None, session=None) -> [SessionCost]          cost_total(workspace) -> Decimal
+    put_schedule(schedule_id, owner, *, name, notebook, spec, now, revision=0, seen=None, state=None) -> ScheduleRecord
+    set_schedule_state(schedule_id, state, *, now, seen=None)      get_schedule(id)      list_schedules(workspace=None)
+    delete_schedule(schedule_id) -> [run id]
+    note_instants(schedule_id, *, seen_before, seen, planned, now) -> [RunRecord] | None      each instant has one record
+    add_run(run_id, schedule_id, *, now)    move_run(run_id, to, *, now, session, spec, detail, attempt) -> RunRecord
+    end_run(run_id, reason, *, now, error=None, cost_usd=0, detail=None, tell=()) -> (RunRecord, ended now: bool)
+    get_run(id)    find_runs(workspace, start)    list_runs(workspace, *, schedule, ended_after, limit)    active_runs()
+    runs_to_forget(schedule_id, *, keep, ended_before) -> [id]     delete_runs([id])
+    due_deliveries(now, *, limit)  deliveries_of(run_id)  note_delivery(id, *, now, sent, error="", again_at=None)
+    list_secrets(workspace)   get_secret(workspace, name)   secret_list(workspace)   secret_key_ids()
+    put_secret(record, listed, *, expected_version) -> SecretRecord      delete_secrets(owner, names, listed) -> [name]
+    reseal_secrets(secret, listed) -> how many             all of them under another key, or none
+    record_releases(owner, rows, *, key, expires=None)     list_releases(workspace, secret="", *, limit)
+    last_releases(workspace) -> {name: when}               session_secrets(id)   set_session_secrets(id, owner, wanted)
+    create_volume(volume_id, owner, *, name, now, if_missing=False, ephemeral=False) -> (VolumeRecord, created)
+    get_volume(workspace, name_or_id, *, now=None) -> VolumeRecord      list_volumes(workspace) -> [VolumeRecord]
+    rename_volume(workspace, name_or_id, *, name) -> VolumeRecord       delete_volume(workspace, name_or_id)
+    commit_volume(workspace, volume_id, principal, commit, *, now) -> (VolumeRecord, VolumeCommitted)
+    volume_files(volume_id, *, since=0, prefix="") -> (version, [FileEntry])
+    idle_ephemeral_volumes(*, before)   drop_old_commits(*, before)   chunk_workspaces()   chunks_page(workspace, after)
 """
 
 from __future__ import annotations
@@ -75,8 +100,12 @@ from .store_rows import (
     TokenRecord,
     WorkerRecord,
 )
+from .store_schedules import ScheduleVerbs
+from .store_secrets import SecretVerbs
 from .store_sessions import SessionVerbs
+from .store_spending import SpendingVerbs
 from .store_tokens import TokenVerbs, hash_token
+from .store_volumes import VolumeVerbs
 
 __all__ = [
     "CallRecord",
@@ -93,5 +122,7 @@ __all__ = [
 ]
 
 
-class Store(TokenVerbs, SessionVerbs, CallVerbs, ContainerVerbs, LeaseVerbs):
+class Store(
+    TokenVerbs, SessionVerbs, CallVerbs, ContainerVerbs, LeaseVerbs, SecretVerbs, VolumeVerbs, ScheduleVerbs, SpendingVerbs
+):  # fmt: skip
     """The record with all its verbs; make one with `Store.open`."""

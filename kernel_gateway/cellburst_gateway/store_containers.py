@@ -81,6 +81,13 @@ class ContainerVerbs(StoreBase):
             row = c.execute(select(containers).where(containers.c.id == container_id)).first()
             return _container(row) if row is not None else None
 
+    def last_container(self, session_id: str) -> ContainerRecord | None:
+        """The newest container of a session, ended or not; None when it had none."""
+        query = select(containers).where(containers.c.session == session_id)
+        with self._transaction() as c:
+            row = c.execute(query.order_by(containers.c.created.desc(), containers.c.id.desc()).limit(1)).first()
+            return _container(row) if row is not None else None
+
     def live_containers(self, worker: str | None = None) -> list[ContainerRecord]:
         """Containers that have not ended, of one worker or of all, oldest first."""
         query = select(containers).where(containers.c.ended.is_(None)).order_by(containers.c.created, containers.c.id)

@@ -74,7 +74,67 @@ PARKING = Migration(
     ),
 )
 
-MIGRATIONS: tuple[Migration, ...] = (FIRST, PARKING)
+SECRETS = Migration(
+    4,
+    "secrets, who was given them, and which sessions have some",
+    (
+        f"CREATE TABLE secrets ({_OWNED}, name TEXT NOT NULL, version BIGINT NOT NULL, key_id TEXT NOT NULL,"
+        " nonce TEXT NOT NULL, ciphertext TEXT NOT NULL, keys TEXT NOT NULL, created DOUBLE PRECISION NOT NULL,"
+        " updated DOUBLE PRECISION NOT NULL, last_used DOUBLE PRECISION, expires DOUBLE PRECISION)",
+        "CREATE UNIQUE INDEX secrets_name ON secrets (workspace, name)",
+        f"CREATE TABLE secret_lists ({_OWNED}, version BIGINT NOT NULL, key_id TEXT NOT NULL, nonce TEXT NOT NULL,"
+        " ciphertext TEXT NOT NULL)",
+        f"CREATE TABLE secret_releases ({_OWNED}, at DOUBLE PRECISION NOT NULL, secret TEXT NOT NULL, version BIGINT NOT NULL,"
+        " keys TEXT NOT NULL, store TEXT NOT NULL, session TEXT NOT NULL, container TEXT NOT NULL, worker TEXT NOT NULL,"
+        " call TEXT NOT NULL, notebook TEXT NOT NULL, refused TEXT NOT NULL)",
+        "CREATE INDEX secret_releases_at ON secret_releases (workspace, at)",
+        f"CREATE TABLE session_secrets ({_OWNED}, uses TEXT NOT NULL, ever TEXT NOT NULL)",
+    ),
+)
+
+VOLUMES = Migration(
+    3,
+    "volumes, their files and commits",
+    (
+        f"CREATE TABLE volumes ({_OWNED}, name TEXT NOT NULL, version BIGINT NOT NULL, files BIGINT NOT NULL,"
+        " size_bytes BIGINT NOT NULL, ephemeral BIGINT NOT NULL, created DOUBLE PRECISION NOT NULL,"
+        " changed DOUBLE PRECISION NOT NULL, touched DOUBLE PRECISION NOT NULL)",
+        "CREATE UNIQUE INDEX volumes_name ON volumes (workspace, name) WHERE name <> ''",
+        "CREATE TABLE volume_files (volume TEXT NOT NULL, path TEXT NOT NULL, workspace TEXT NOT NULL, owner TEXT NOT NULL,"
+        " kind TEXT NOT NULL, size_bytes BIGINT NOT NULL, mode BIGINT NOT NULL, modified_ns BIGINT NOT NULL,"
+        ' chunks TEXT NOT NULL, target TEXT NOT NULL, deleted BIGINT NOT NULL, version BIGINT NOT NULL, "by" TEXT NOT NULL,'
+        " PRIMARY KEY (volume, path))",
+        "CREATE INDEX volume_files_version ON volume_files (volume, version)",
+        "CREATE TABLE volume_commits (volume TEXT NOT NULL, key TEXT NOT NULL, workspace TEXT NOT NULL, owner TEXT NOT NULL,"
+        ' "by" TEXT NOT NULL, version BIGINT NOT NULL, changed BIGINT NOT NULL, at DOUBLE PRECISION NOT NULL,'
+        " PRIMARY KEY (volume, key))",
+    ),
+)
+
+SCHEDULES = Migration(
+    5,
+    "schedules, their runs, and who is to be told of them",
+    (
+        f"CREATE TABLE schedules ({_OWNED}, name TEXT NOT NULL, notebook TEXT NOT NULL, state TEXT NOT NULL,"
+        " revision BIGINT NOT NULL, seen BIGINT NOT NULL, spec TEXT NOT NULL, created DOUBLE PRECISION NOT NULL,"
+        " changed DOUBLE PRECISION NOT NULL)",
+        "CREATE UNIQUE INDEX schedules_name ON schedules (workspace, name)",
+        f"CREATE TABLE runs ({_OWNED}, schedule TEXT NOT NULL, occasion TEXT NOT NULL, instant BIGINT NOT NULL,"
+        " until BIGINT NOT NULL, instants BIGINT NOT NULL, by_hand BIGINT NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL,"
+        " error TEXT NOT NULL, attempt BIGINT NOT NULL, session TEXT NOT NULL, created DOUBLE PRECISION NOT NULL,"
+        " started DOUBLE PRECISION, ended DOUBLE PRECISION, cost_usd TEXT NOT NULL, spec TEXT NOT NULL, detail TEXT NOT NULL)",
+        "CREATE UNIQUE INDEX runs_occasion ON runs (schedule, occasion)",
+        "CREATE INDEX runs_of_schedule ON runs (schedule, created)",
+        "CREATE INDEX runs_ended ON runs (workspace, ended)",
+        "CREATE INDEX runs_active ON runs (schedule) WHERE ended IS NULL",
+        f"CREATE TABLE deliveries ({_OWNED}, run TEXT NOT NULL, channel TEXT NOT NULL, target TEXT NOT NULL,"
+        " state TEXT NOT NULL, attempts BIGINT NOT NULL, due DOUBLE PRECISION NOT NULL, error TEXT NOT NULL,"
+        " created DOUBLE PRECISION NOT NULL, ended DOUBLE PRECISION, body TEXT NOT NULL)",
+        "CREATE INDEX deliveries_due ON deliveries (due) WHERE ended IS NULL",
+    ),
+)
+
+MIGRATIONS: tuple[Migration, ...] = (FIRST, PARKING, VOLUMES, SECRETS, SCHEDULES)
 
 # Any number that no other program would take: it keeps two processes from migrating one PostgreSQL database at once.
 _PG_MIGRATION_LOCK = 0x43B_0001

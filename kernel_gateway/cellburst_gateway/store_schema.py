@@ -78,3 +78,46 @@ workers = _owned(
     "workers", _text("state"), _text("instance"), _text("hostname"), _whole("pid"), _text("inventory"), _time("joined"),
     _time("last_seen"),
 )  # fmt: skip
+# Ciphertext only. The list of a workspace (its id) seals which versions its secrets have, so that an old row is noticed.
+secrets = _owned(
+    "secrets", _text("name"), _whole("version"), _text("key_id"), _text("nonce"), _text("ciphertext"), _text("keys"),
+    _time("created"), _time("updated"), _time("last_used", True), _time("expires", True),
+)  # fmt: skip
+secret_lists = _owned("secret_lists", _whole("version"), _text("key_id"), _text("nonce"), _text("ciphertext"))
+secret_releases = _owned(
+    "secret_releases", _time("at"), _text("secret"), _whole("version"), _text("keys"), _text("store"), _text("session"),
+    _text("container"), _text("worker"), _text("call"), _text("notebook"), _text("refused"),
+)  # fmt: skip
+session_secrets = _owned("session_secrets", _text("uses"), _text("ever"))
+# `name` is "" of an ephemeral one. `touched`: when somebody last asked for it.
+volumes = _owned(
+    "volumes", _text("name"), _whole("version"), _whole("files"), _whole("size_bytes"), _whole("ephemeral"), _time("created"),
+    _time("changed"), _time("touched"),
+)  # fmt: skip
+# One row a path, with the version that changed it last; a deletion is a row too. `chunks` is JSON: [[hash, bytes], …].
+volume_files = Table(
+    "volume_files", metadata, Column("volume", Text, primary_key=True), Column("path", Text, primary_key=True),
+    _text("workspace"), _text("owner"), _text("kind"), _whole("size_bytes"), _whole("mode"), _whole("modified_ns"),
+    _text("chunks"), _text("target"), _whole("deleted"), _whole("version"), _text("by"),
+)  # fmt: skip
+# What was answered to a commit's key, so that a repeated one is the same.
+volume_commits = Table(
+    "volume_commits", metadata, Column("volume", Text, primary_key=True), Column("key", Text, primary_key=True),
+    _text("workspace"), _text("owner"), _text("by"), _whole("version"), _whole("changed"), _time("at"),
+)  # fmt: skip
+# `seen`: every instant up to it has its record in `runs`. `spec` is JSON of `schedules.ScheduleSpec`.
+schedules = _owned(
+    "schedules", _text("name"), _text("notebook"), _text("state"), _whole("revision"), _whole("seen"), _text("spec"),
+    _time("created"), _time("changed"),
+)  # fmt: skip
+# `occasion` is unique in its schedule: the instant, or the id of a run that somebody asked for. `until` and `instants`: a row of
+# missed ones may stand for several. `spec` is what the run was begun with, `detail` JSON of the gateway's own.
+runs = _owned(
+    "runs", _text("schedule"), _text("occasion"), _whole("instant"), _whole("until"), _whole("instants"), _whole("by_hand"),
+    _text("state"), _text("reason"), _text("error"), _whole("attempt"), _text("session"), _time("created"),
+    _time("started", True), _time("ended", True), _text("cost_usd"), _text("spec"), _text("detail"),
+)  # fmt: skip
+deliveries = _owned(
+    "deliveries", _text("run"), _text("channel"), _text("target"), _text("state"), _whole("attempts"), _time("due"),
+    _text("error"), _time("created"), _time("ended", True), _text("body"),
+)  # fmt: skip

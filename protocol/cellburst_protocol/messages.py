@@ -88,6 +88,35 @@ from .messages_runner import (
     RunnerReady,
     RunnerStart,
 )
+from .messages_schedules import (
+    CancelRun,
+    DeleteSchedule,
+    GetSchedule,
+    ListRuns,
+    ListSchedules,
+    PauseSchedule,
+    PreviewSchedule,
+    PutSchedule,
+    RunInfo,
+    RunList,
+    RunSchedule,
+    ScheduleInfo,
+    ScheduleList,
+    SchedulePreview,
+)
+from .messages_secrets import (
+    DeleteSecret,
+    ListReleases,
+    ListSecrets,
+    PutSecret,
+    ReleaseList,
+    ReleaseRow,
+    ReleaseSecrets,
+    RotateSecretKey,
+    SecretKeyRotated,
+    SecretList,
+    SecretRow,
+)
 from .messages_session import (
     Ack,
     CellAccepted,
@@ -103,6 +132,7 @@ from .messages_session import (
     StdinReply,
     UsageReport,
 )
+from .messages_spending import GetSpending, Spending, SpendingRow
 from .messages_worker import (
     ContainerParked,
     ContainerReady,
@@ -183,6 +213,32 @@ Message = (
     | PruneImages
     | ImagesPruned
     | ImageLogs
+    | PutSecret
+    | SecretRow
+    | ListSecrets
+    | GetSpending
+    | Spending
+    | SecretList
+    | DeleteSecret
+    | RotateSecretKey
+    | SecretKeyRotated
+    | ListReleases
+    | ReleaseList
+    | ReleaseSecrets
+    | CancelRun
+    | DeleteSchedule
+    | GetSchedule
+    | ListRuns
+    | ListSchedules
+    | PauseSchedule
+    | PreviewSchedule
+    | PutSchedule
+    | RunInfo
+    | RunList
+    | RunSchedule
+    | ScheduleInfo
+    | ScheduleList
+    | SchedulePreview
     | RunnerHello
     | RunnerStart
     | RunnerReady
@@ -214,17 +270,21 @@ def decode(head: Buffer) -> Message:
 
 
 __all__ = [
-    "Ack", "BuildLog", "BuildStream", "CallEnded", "CellAccepted", "CellDone", "CellRefused", "CellStarted",
-    "CommMessage", "ContainerEnded", "ContainerInfo", "ContainerParked", "ContainerReady", "ContainerReport",
-    "ContainerStarted", "ContainerStream", "ContainerUsage", "CostLine", "CostReport", "Done", "EngineInfo", "Event",
-    "ExecutorEnded", "FileChange", "FindSession", "ForgetParked", "GetCost", "GetLogs", "GetStatus", "GpuShown",
-    "GpuUsage", "Heartbeat", "Hello", "IOPub", "ImageBuilt", "ImageList", "ImageLogs", "ImageRow", "ImagesPruned",
-    "Interrupt", "Inventory", "JoinWorker", "Joined", "ListImages", "Logs", "Message", "MirrorSpec", "NameGroup",
-    "NamesData", "NamesNeeded", "Notice", "Numbered", "ParkContainer", "ParkFailed", "ParkSession", "ParkedInfo",
-    "Phase", "PhaseTime", "PruneImages", "Queued", "RemoteName", "RunCell", "RunnerCredit", "RunnerDetach",
-    "RunnerFreeze", "RunnerFrozen", "RunnerHello", "RunnerLoadNames", "RunnerNamesLoaded", "RunnerPing", "RunnerPong",
-    "RunnerReady", "RunnerStart", "SessionFound", "SessionInfo", "SessionParked", "SessionRow", "SessionStream",
-    "Shutdown", "SideReply", "SideRequest", "SnapshotUsage", "StartContainer", "StartKind", "Status", "StdinReply",
-    "StdinRequest", "StopContainer", "StopSession", "UsageReport", "ValuePart", "WarmContainer", "Welcome",
-    "WorkerRow", "decode", "encode",
+    "Ack", "BuildLog", "BuildStream", "CallEnded", "CancelRun", "CellAccepted", "CellDone", "CellRefused",
+    "CellStarted", "CommMessage", "ContainerEnded", "ContainerInfo", "ContainerParked", "ContainerReady",
+    "ContainerReport", "ContainerStarted", "ContainerStream", "ContainerUsage", "CostLine", "CostReport",
+    "DeleteSchedule", "DeleteSecret", "Done", "EngineInfo", "Event", "ExecutorEnded", "FileChange", "FindSession",
+    "ForgetParked", "GetCost", "GetLogs", "GetSchedule", "GetSpending", "GetStatus", "GpuShown", "GpuUsage",
+    "Heartbeat", "Hello", "IOPub", "ImageBuilt", "ImageList", "ImageLogs", "ImageRow", "ImagesPruned", "Interrupt",
+    "Inventory", "JoinWorker", "Joined", "ListImages", "ListReleases", "ListRuns", "ListSchedules", "ListSecrets",
+    "Logs", "Message", "MirrorSpec", "NameGroup", "NamesData", "NamesNeeded", "Notice", "Numbered", "ParkContainer",
+    "ParkFailed", "ParkSession", "ParkedInfo", "PauseSchedule", "Phase", "PhaseTime", "PreviewSchedule", "PruneImages",
+    "PutSchedule", "PutSecret", "Queued", "ReleaseList", "ReleaseRow", "ReleaseSecrets", "RemoteName",
+    "RotateSecretKey", "RunCell", "RunInfo", "RunList", "RunSchedule", "RunnerCredit", "RunnerDetach", "RunnerFreeze",
+    "RunnerFrozen", "RunnerHello", "RunnerLoadNames", "RunnerNamesLoaded", "RunnerPing", "RunnerPong", "RunnerReady",
+    "RunnerStart", "ScheduleInfo", "ScheduleList", "SchedulePreview", "SecretKeyRotated", "SecretList", "SecretRow",
+    "SessionFound", "SessionInfo", "SessionParked", "SessionRow", "SessionStream", "Shutdown", "SideReply",
+    "SideRequest", "SnapshotUsage", "Spending", "SpendingRow", "StartContainer", "StartKind", "Status", "StdinReply",
+    "StdinRequest", "StopContainer", "StopSession", "UsageReport", "ValuePart", "WarmContainer", "Welcome", "WorkerRow",
+    "decode", "encode",
 ]  # fmt: skip

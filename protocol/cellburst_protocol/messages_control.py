@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from .messages_base import Base
-from .messages_parts import ContainerInfo, Inventory, ParkedInfo, SnapshotUsage
+from .messages_parts import ContainerInfo, ContainerUsage, GpuUsage, Inventory, ParkedInfo, SnapshotUsage
 from .states import EndReason, SessionState, WorkerState
 
 
@@ -43,6 +43,7 @@ class Welcome(Base, kw_only=True, tag="welcome"):
     blob_folder: str = ""
     blob_proof_path: str = ""
     blob_proof: str = ""
+    chunk_folder: str = ""  # of volumes, likewise; chunks lie as HASH[:2]/HASH, drafts in tmp. "": they go by HTTP
     heartbeat_seconds: float = 1.0
     disconnect_grace_seconds: float = 600.0
     max_timeout_seconds: float = 86400.0
@@ -104,6 +105,7 @@ class SessionRow(msgspec.Struct, kw_only=True, omit_defaults=True):
     cost_usd: str = "0"
     names: list[str] = []
     parked: ParkedInfo | None = None
+    usage: ContainerUsage | None = None  # over the last second that its worker told of
 
 
 class WorkerRow(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -116,6 +118,7 @@ class WorkerRow(msgspec.Struct, kw_only=True, omit_defaults=True):
     free_gpus: list[str] = []
     last_seen_seconds: float = 0.0
     snapshots: SnapshotUsage | None = None
+    gpu_usage: list[GpuUsage] = []  # of all its GPUs, over the last second that it told of
 
 
 class Status(Base, kw_only=True, tag="status"):

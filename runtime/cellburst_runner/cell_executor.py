@@ -31,6 +31,7 @@ from .cell_imports import ImportLog
 from .cell_kernel import CellKernelApp, make_app
 from .cell_side import Side
 from .cell_snapshot import TAGS, CellSnapshot, ignore_interrupts
+from .secret_environment import SecretEnvironment
 from .values import ValueStore
 from .values_saved import SavedNames
 
@@ -53,6 +54,7 @@ class CellExecutor:
         names = (self._shell.user_ns, os.path.join(folder, "in"), os.path.join(folder, "out"))
         self._values = ValueStore(*names)
         self._imports = ImportLog(os.getcwd())
+        self._secrets = SecretEnvironment()
         self._loop = asyncio.get_event_loop_policy().get_event_loop()
         self._side = Side(side, app.kernel, self._values, lambda: self._loop.call_soon_threadsafe(lambda: None))
         self._context = contextvars.copy_context()  # one for all cells: what a cell sets the next one sees
@@ -94,6 +96,8 @@ class CellExecutor:
             self._side.comm(message, buffers)
         elif message["t"] == "names_data" and self._names_data is not None and not self._names_data.done():
             self._names_data.set_result((message, buffers))
+        elif message["t"] == "release_secrets":
+            self._secrets.take(message.get("environment", {}))
         elif message["t"] in TAGS:
             self._snapshot.take(message, buffers)
 

@@ -6,6 +6,8 @@ one selector. It may be pid 1 of its container and reaps every orphan.
     worker  <── WorkerLink (ctl/s) ──>  Supervisor  <── ExecutorProcess (work, side, pipes) ──>  executor
 
 Environment: CELLBURST_VAR (folder with `ctl/s`), CELLBURST_CONTAINER (the container's id).
+
+Over 400 lines: one selector's handlers, which share its state.
 """
 
 from __future__ import annotations
@@ -54,6 +56,7 @@ class Supervisor:
         self._pause = Pause(time.monotonic(), 2 * IDLE_TICK_SECONDS)
         self._selector = selectors.DefaultSelector()
         self._start: Optional[dict[str, Any]] = None
+        self._secrets = b""  # the last release: for executors that are started later, never in their first environment
         self._executor: Optional[ExecutorProcess] = None
         self._waiting: deque[tuple[str, bytes]] = deque()  # (call, message) until the executor is idle
         self._running = ""
@@ -66,6 +69,7 @@ class Supervisor:
             "stdin_reply": self._on_side, "comm": self._on_side, "side_request": self._on_side,
             "interrupt": self._on_interrupt, "runner_ping": self._on_ping, "runner_credit": self._on_credit,
             "runner_freeze": self._on_freeze, "runner_detach": self._on_detach, "runner_load_names": self._on_load_names,
+            "release_secrets": self._on_secrets,
         }  # fmt: skip
 
     # -- the loop --------------------------------------------------------------------------------------------------
@@ -203,6 +207,11 @@ class Supervisor:
     def _on_load_names(self, message: dict[str, Any], body: bytes) -> None:
         self._freezer.load(self._executor, message, _framed(body), bool(self._running))
 
+    def _on_secrets(self, message: dict[str, Any], body: bytes) -> None:
+        self._secrets = _framed(body)
+        if self._executor is not None and self._executor.ready:
+            self._executor.work.send(self._secrets)
+
     def _on_run_cell(self, message: dict[str, Any], body: bytes) -> None:
         self._waiting.append((message["call"], body))
         self._next_cell()
@@ -323,6 +332,8 @@ class Supervisor:
         if tag == "executor_ready":
             executor.ready = True
             self._failed_starts = 0
+            if self._secrets:
+                executor.work.send(self._secrets)
             if self._freezer.executor_ready(executor):
                 self._say_ready()
             self._next_cell()

@@ -12,6 +12,7 @@ The container's host folder (0700, made by the caller, removed by `Container.rem
     FOLDER/layer/        the store of stated size for what the session writes      (see layer.py)
     FOLDER/merged/       the notebook's folder as the session has it; masks/, shown/ and fetched/ belong to it
     FOLDER/bin/          programs on PATH in the container: the stand-in nvidia-smi (bound to /cellburst/bin)
+    FOLDER/volumes/      the session's volumes (see volume_mount.py)               (bound to /cellburst/volumes)
     FOLDER/engine/       the engine's own files
     FOLDER/container.json   what garbage collection needs to end and remove it without this process's memory
 
@@ -63,6 +64,8 @@ class ContainerSpec:
     `gid` are the ordinary user that runs everything inside. `fork_key` names the fork servers that may make it, "" for none
     (the `process` engine's; `fork_servers.py`). `folder` is the host folder described above.
 
+    `volume_links` are links of the root file system as well, but of this container alone: no snapshot's key has them.
+
     `layers` (top first) are an image's, and the root file system lies over them; with none the root holds only what is named
     here. `own_folders` are then folders of that root which the user may write in.
     """
@@ -86,6 +89,7 @@ class ContainerSpec:
     devices: DeviceGrant = field(default_factory=DeviceGrant)
     layers: tuple[Path, ...] = ()
     own_folders: tuple[str, ...] = ()
+    volume_links: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

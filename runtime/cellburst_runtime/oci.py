@@ -139,7 +139,7 @@ def write_bundle(spec: ContainerSpec, bundle: Path, config_json: dict[str, Any])
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
         target.chmod(0o644)
-    for path, link_target in sorted(spec.links.items()):
+    for path, link_target in sorted({**spec.links, **spec.volume_links}.items()):
         link = root / path.lstrip("/")
         if not os.path.lexists(link):
             link.parent.mkdir(parents=True, exist_ok=True)

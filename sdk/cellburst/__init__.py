@@ -8,8 +8,10 @@ from .hooks import before_snapshot, on_restore
 
 if TYPE_CHECKING:
     from .image import FilePatternMatcher, Image
+    from .secret import Secret
+    from .volume import Volume
 
-__all__ = ["FilePatternMatcher", "Image", "__version__", "before_snapshot", "on_restore"]
+__all__ = ["FilePatternMatcher", "Image", "Secret", "Volume", "__version__", "before_snapshot", "on_restore"]
 
 
 def __getattr__(name: str) -> object:
@@ -18,4 +20,12 @@ def __getattr__(name: str) -> object:
         from . import image
 
         return getattr(image, name)
+    if name == "Secret":
+        from .secret import Secret
+
+        return Secret
+    if name == "Volume":
+        from .volume import Volume
+
+        return Volume
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

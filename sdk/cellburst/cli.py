@@ -34,6 +34,10 @@ from .cli_common import ask as _ask
 from .cli_common import err, out
 from .cli_common import shows_errors as _shows_errors
 from .cli_image import image
+from .cli_schedule import schedule
+from .cli_secret import secret
+from .cli_service import service
+from .cli_volume import volume
 from .config import settings
 from .money import usd_text
 from .parked import parked_now_text, parked_text, usage_text
@@ -269,3 +273,7 @@ def worker(arguments: tuple[str, ...]) -> None:
 
 
 main.add_command(image)
+main.add_command(volume)
+main.add_command(secret)
+main.add_command(schedule)
+main.add_command(service)

@@ -8,12 +8,15 @@ import os
 import re
 import secrets
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, Locator, Page
 
@@ -60,6 +63,20 @@ class LabServer:
         return f"{self.url}/lab/workspaces/{path.stem}/tree/{path.name}?reset&token={self.token}"
 
 
+def wait_listening(url: str, seconds: float = 60.0) -> None:
+    """Jupyter says its address a moment before it listens there."""
+    where = urlsplit(url)
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((where.hostname or "", where.port or 0), timeout=5).close()
+            return
+        except ConnectionRefusedError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
 @contextlib.contextmanager
 def lab_server(house: House, *, theme: str = "JupyterLab Light") -> Iterator[LabServer]:
     """Start JupyterLab on a fresh folder, with settings of its own; ended by its pid."""
@@ -99,6 +116,7 @@ def lab_server(house: House, *, theme: str = "JupyterLab Light") -> Iterator[Lab
         else:
             raise RuntimeError("JupyterLab did not start:\n" + "".join(lines[-20:]))
         url = line[line.index("http://") : line.index("/lab?")]
+        wait_listening(url)
         # Its pipe must be read on, or a talkative server would stand still.
         with log.open("w") as kept, subprocess.Popen(["cat"], stdin=process.stderr, stdout=kept) as drain:
             try:

@@ -163,8 +163,14 @@ class FakeGateway:
 
     async def start(self, id: str, mirror: m.MirrorSpec, **fields: Any) -> FakeContainer:
         """Ask the worker for a container."""
-        defaults: dict[str, Any] = {"resources": Resources(), "gpus": [], "epoch": 1, "lease": f"lease-{id}"}
-        request = m.StartContainer(container=id, session="s1", notebook="n.ipynb", image=mirror, **(defaults | fields))
+        defaults: dict[str, Any] = {
+            "session": "s1",
+            "resources": Resources(),
+            "gpus": [],
+            "epoch": 1,
+            "lease": f"lease-{id}",
+        }
+        request = m.StartContainer(container=id, notebook="n.ipynb", image=mirror, **(defaults | fields))
         container = self.containers[id] = FakeContainer(id, request)
         await self.request(request)
         return container

@@ -21,7 +21,9 @@ from tests.gateway.house import House
 
 HASH = "0" * 64
 OWNER = Owner("home", "user")
-ROUTES = {r"/health": "/health", r"/metrics": "/metrics", r"/blobs/([^/]*)": f"/blobs/{HASH}", r"/link": "/link"}
+ROUTES = {r"/health": "/health", r"/metrics": "/metrics", r"/blobs/([^/]*)": f"/blobs/{HASH}", r"/link": "/link",
+          r"/volumes": "/volumes", r"/volumes/([^/]*)": "/volumes/data", r"/volumes/([^/]*)/files": "/volumes/data/files",
+          r"/volumes/([^/]*)/commit": "/volumes/data/commit", r"/chunks/missing": "/chunks/missing", r"/chunks": "/chunks"}  # fmt: skip
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 

@@ -53,7 +53,7 @@ def refused(kernel: Kernel, cell: str, *words: str) -> Ran:
         ("gpoo=A100", ["gpoo", "gpu"]),
         ("image=mine", ["image"]),
         ("volumes=/data:x", ["volumes"]),
-        ("secrets=hf", ["secrets"]),
+        ("secrets=hf", ["no secret", "hf", "cellburst secret create"]),
         ("network=everything session=other", ["network", "outbound", "none"]),
         ("in=no_such_name", ["no_such_name"]),
         ("'unclosed", ["unclosed"]),

@@ -7,6 +7,7 @@ import pytest
 from cellburst_jupyter.magic_line import KEYS, NOT_YET, CellOptions, check_timeout, parse_cell_line
 from cellburst_protocol.errors import CellburstError, ErrorCode
 from cellburst_protocol.resources import GpuChoice, Resources
+from cellburst_protocol.volumes import VolumeMount
 
 
 def refused(line: str) -> CellburstError:
@@ -24,7 +25,7 @@ def test_empty_line_gives_the_defaults() -> None:
 def test_every_key_is_understood_as_key_value() -> None:
     line = (
         "gpu=H100,A100:2 memory=16GiB cpu=0.5 timeout=1h30m session=train network=none in=x,y out=model "
-        "mount=/data,~/more budget=$3 detach card=off scaledown_window=10m image=img"
+        "mount=/data,~/more budget=$3 detach card=off scaledown_window=10m secrets=hf volumes=/v:ds:ro image=img"
     )
     options = parse_cell_line(line)
     assert options.given == set(KEYS)
@@ -37,6 +38,7 @@ def test_every_key_is_understood_as_key_value() -> None:
     assert options.resources.network == "none"
     assert (options.session, options.only, options.out) == ("train", ("x", "y"), ("model",))
     assert options.mounts == ("/data", "~/more")
+    assert options.volumes == (VolumeMount(volume="", name="ds", path="/v", read_only=True),)
     assert (options.detach, options.card, options.image) == (True, False, "img")
     assert options.text[options.image_column :] == "img"
 
@@ -76,6 +78,17 @@ def test_what_is_not_there_yet_is_refused_by_name(key: str) -> None:
         ("in=x,2y", 3, "'2y'"),
         ("mount=data", 6, "absolute"),
         ("image=a.b", 6, "variable"),
+        ("cpu=2 volumes=data", 14, "which volume"),
+        ("volumes=data:ds", 8, "not absolute"),
+        ("volumes=/:ds", 8, "everything is below"),
+        ("volumes=/usr/share/x:ds", 8, "/usr is the system's"),
+        ("volumes=/proc:ds", 8, "system's"),
+        ("volumes=/a/../etc:ds", 8, "'..'"),
+        ("volumes=/data:../x", 8, "no name for a volume"),
+        ("volumes=/data:ds:rw", 8, "no option"),
+        ("volumes=/a:ds,/b:ds", 8, "ds is at /a and at /b"),
+        ("volumes=/a:x,/a:y", 8, "both to be at /a"),
+        ("volumes=/a:x,/a/b:y", 8, "lie in each other"),
         ("network=host", 8, "outbound"),
         ("card=maybe", 5, "on, off"),
         ("budget=-1", 7, "more than 0"),

@@ -18,7 +18,7 @@ ALL = get_args(messages.Message)
 UNITS = re.compile(r"(^|_)(seconds|bytes|mib|ratio|watts|celsius|second|usd|cores|pid|count)$|^uid$")
 COUNTS = {"sequence", "last_sequence", "acknowledged_sequence", "from_sequence", "input", "attempt", "execution_count", "epoch", "level", "position",
           "number", "index", "length", "exit_code", "signal", "cpu", "count", "protocol", "code",
-          "step", "steps"}  # fmt: skip
+          "step", "steps", "revision", "version"}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ALL)

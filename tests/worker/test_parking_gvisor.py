@@ -20,11 +20,15 @@ from cellburst_protocol import messages as m
 from cellburst_protocol.errors import ErrorCode
 from cellburst_protocol.states import EndReason
 from cellburst_runtime.runtime import Runtime
+from cellburst_runtime.volume_tree import VolumeStore
 from cellburst_worker.clock import SystemClock
 from cellburst_worker.exchange import Exchange
 from cellburst_worker.gateway_link import GatewayLink, http_url, link_url
 from cellburst_worker.imports import Imports
 from cellburst_worker.site import Limits, Site
+from cellburst_worker.volume_gateway import GatewayVolumes
+from cellburst_worker.volume_outbox import Outbox
+from cellburst_worker.volumes import VolumeDesk
 from cellburst_worker.worker import Identity, Worker
 from tests.fakes.fake_gateway import TOKEN, FakeContainer, FakeGateway
 
@@ -47,7 +51,7 @@ class House:
 
     async def ready(self, id: str, **fields: object) -> tuple[FakeContainer, m.ContainerReady]:
         await self.gateway.joined()
-        container = await self.gateway.start(id, self.mirror(), engine="gvisor", **fields)
+        container = await self.gateway.start(id, self.mirror(), **({"engine": "gvisor"} | fields))
         ended = asyncio.create_task(container.until(m.ContainerEnded, seconds=60))
         up = asyncio.create_task(container.until(m.ContainerReady, seconds=60))
         await asyncio.wait({ended, up}, return_when=asyncio.FIRST_COMPLETED)
@@ -68,7 +72,9 @@ class House:
 
 
 @contextlib.asynccontextmanager
-async def house(folder: Path, *, templates: bool = False, warm: bool = True) -> AsyncIterator[House]:
+async def house(
+    folder: Path, *, templates: bool = False, warm: bool = True, volumes_url: str = "", engine: str = "gvisor"
+) -> AsyncIterator[House]:
     notebook = folder / "notebook"
     notebook.mkdir(exist_ok=True)
     notebook.chmod(0o755)
@@ -76,12 +82,16 @@ async def house(folder: Path, *, templates: bool = False, warm: bool = True) -> 
         (folder / name).mkdir(exist_ok=True)
     async with FakeGateway(folder / "gateway") as gateway:
         runtime = await Runtime.create(
-            run_folder=folder / "run", data_folder=folder / "data", simulate_gpus="A100:2", engine="gvisor"
+            run_folder=folder / "run", data_folder=folder / "data", simulate_gpus="A100:2", engine=engine
         )
         exchange = Exchange(folder / "data" / "blobs", http_url(link_url(gateway.url)), lambda: TOKEN)
         imports = Imports(folder / "data" / "imports")
         spool = folder / "data" / "spool"
-        site = Site(runtime, SystemClock(), exchange, spool, imports, Limits(), templates, warm)
+        volumes = None
+        if volumes_url:
+            routes, folder_of = GatewayVolumes(volumes_url, lambda: TOKEN), folder / "data" / "volumes"
+            volumes = VolumeDesk(VolumeStore(folder_of), routes, Outbox(folder_of / "outbox", routes))
+        site = Site(runtime, SystemClock(), exchange, spool, imports, Limits(), templates, warm, volumes)
         worker = Worker(Identity("w1"), runtime.inventory(), site)
         link = GatewayLink(link_url(gateway.url), lambda: TOKEN, worker)
         found = House(gateway, folder, runtime, worker)

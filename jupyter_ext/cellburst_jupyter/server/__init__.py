@@ -1,0 +1,13 @@
+"""The Jupyter server extension: what the panel in the browser talks to, and the only thing of ours that it talks to.
+
+    extension.py     loading: configuration, routes, the end
+    settings.py      what an operator may set
+    gateway.py       the link to the gateway and requests to its HTTP routes; its token stays here
+    base.py          what all handlers share: login, permission, XSRF, errors as JSON
+    actions.py       REST: status, sessions, cost, secrets, schedules
+    live.py          the WebSocket of a window: what runs, told at once and at most once a second
+    volumes.py       REST: volumes and their files
+    transfers.py     a file's chunks to and from the gateway, a few megabytes at a time
+
+Every route needs Jupyter's own login and the right to act on `cellburst`; what changes something needs its XSRF token too.
+"""

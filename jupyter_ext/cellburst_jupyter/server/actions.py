@@ -1,0 +1,202 @@
+"""REST beside the live figures: status, sessions, cost, secrets, schedules."""
+
+from __future__ import annotations
+
+import msgspec
+from jupyter_server.auth.decorator import authorized
+from tornado.web import authenticated
+
+from cellburst_protocol.messages import (
+    CostReport,
+    DeleteSchedule,
+    DeleteSecret,
+    Done,
+    GetCost,
+    GetLogs,
+    GetSpending,
+    GetStatus,
+    ListRuns,
+    ListSchedules,
+    ListSecrets,
+    Logs,
+    ParkSession,
+    PauseSchedule,
+    PutSecret,
+    RunInfo,
+    RunList,
+    RunSchedule,
+    ScheduleInfo,
+    ScheduleList,
+    SecretList,
+    SecretRow,
+    SessionParked,
+    Spending,
+    Status,
+    StopSession,
+)
+
+from .base import Base
+from .gateway import PARK_SECONDS
+
+
+class StatusHandler(Base):
+    """GET status."""
+
+    @authenticated
+    @authorized
+    async def get(self) -> None:
+        """The whole picture."""
+        self.answer(await self.gateway.ask(GetStatus(), Status))
+
+
+class StartHandler(Base):
+    """POST start."""
+
+    @authenticated
+    @authorized
+    async def post(self) -> None:
+        """Start the user's own gateway; answered with the status when it serves."""
+        await self.gateway.start()
+        self.answer(await self.gateway.ask(GetStatus(), Status))
+
+
+class SessionHandler(Base):
+    """DELETE sessions/ID."""
+
+    @authenticated
+    @authorized
+    async def delete(self, session: str) -> None:
+        """Stop it."""
+        await self.gateway.ask(StopSession(session=session), Done)
+        self.answer({})
+
+
+class ParkHandler(Base):
+    """POST sessions/ID/park."""
+
+    @authenticated
+    @authorized
+    async def post(self, session: str) -> None:
+        """Put it away; answered when it is safe on disk."""
+        self.answer(await self.gateway.ask(ParkSession(session=session), SessionParked, PARK_SECONDS))
+
+
+class LogsHandler(Base):
+    """GET sessions/ID/logs."""
+
+    @authenticated
+    @authorized
+    async def get(self, session: str) -> None:
+        """The end of what it printed."""
+        self.answer(await self.gateway.ask(GetLogs(session=session), Logs))
+
+
+class CostHandler(Base):
+    """GET cost."""
+
+    @authenticated
+    @authorized
+    async def get(self) -> None:
+        """By session."""
+        self.answer(await self.gateway.ask(GetCost(), CostReport))
+
+
+class SpendingHandler(Base):
+    """GET spending?since=UNIX_SECONDS."""
+
+    @authenticated
+    @authorized
+    async def get(self) -> None:
+        """By hour, notebook and GPU."""
+        try:
+            since = float(self.get_query_argument("since", "0"))
+        except ValueError:
+            since = 0.0
+        self.answer(await self.gateway.ask(GetSpending(since_unix_seconds=since), Spending))
+
+
+class NewSecret(msgspec.Struct, kw_only=True):
+    """What the form sends; the only way of a value is inward."""
+
+    name: str
+    values: dict[str, str]
+    mode: str = "create"
+
+
+class SecretsHandler(Base):
+    """GET and POST secrets."""
+
+    @authenticated
+    @authorized
+    async def get(self) -> None:
+        """Names and keys."""
+        self.answer(await self.gateway.ask(ListSecrets(), SecretList))
+
+    @authenticated
+    @authorized
+    async def post(self) -> None:
+        """Make or replace one; answered with its name and keys."""
+        new = self.body(NewSecret)
+        mode = new.mode if new.mode in ("replace", "update") else "create"
+        self.answer(await self.gateway.ask(PutSecret(name=new.name, values=new.values, mode=mode), SecretRow))  # type: ignore[arg-type]
+
+
+class SecretHandler(Base):
+    """DELETE secrets/NAME."""
+
+    @authenticated
+    @authorized
+    async def delete(self, name: str) -> None:
+        """Remove it."""
+        await self.gateway.ask(DeleteSecret(name=name), Done)
+        self.answer({})
+
+
+class SchedulesHandler(Base):
+    """GET schedules."""
+
+    @authenticated
+    @authorized
+    async def get(self) -> None:
+        """All of them."""
+        self.answer(await self.gateway.ask(ListSchedules(), ScheduleList))
+
+
+class Paused(msgspec.Struct, kw_only=True):
+    """A change of a schedule."""
+
+    paused: bool
+
+
+class ScheduleHandler(Base):
+    """PATCH and DELETE schedules/ID."""
+
+    @authenticated
+    @authorized
+    async def patch(self, schedule: str) -> None:
+        """Pause it or let it go on."""
+        asked = PauseSchedule(schedule=schedule, paused=self.body(Paused).paused)
+        self.answer(await self.gateway.ask(asked, ScheduleInfo))
+
+    @authenticated
+    @authorized
+    async def delete(self, schedule: str) -> None:
+        """Delete it and its runs."""
+        await self.gateway.ask(DeleteSchedule(schedule=schedule), Done)
+        self.answer({})
+
+
+class ScheduleRunsHandler(Base):
+    """GET and POST schedules/ID/runs."""
+
+    @authenticated
+    @authorized
+    async def get(self, schedule: str) -> None:
+        """Its runs, newest first."""
+        self.answer(await self.gateway.ask(ListRuns(schedule=schedule), RunList))
+
+    @authenticated
+    @authorized
+    async def post(self, schedule: str) -> None:
+        """Run it now."""
+        self.answer(await self.gateway.ask(RunSchedule(schedule=schedule), RunInfo))

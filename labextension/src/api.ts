@@ -1,0 +1,112 @@
+/** Requests to our part of the Jupyter server; nothing else is talked to. */
+
+import { URLExt } from '@jupyterlab/coreutils';
+import { ServerConnection } from '@jupyterlab/services';
+import {
+  Chunk, ErrorInfo, FolderList, Logs, RunList, ScheduleList, SecretList, SecretRow, SessionParked, Spending, Status,
+  VolumeChange, VolumeList, VolumeRow
+} from './protocol';
+
+/** An error as the server says it. */
+export class ApiError extends Error {
+  constructor(readonly info: ErrorInfo, readonly status: number) {
+    super(info.message);
+  }
+
+  /** All of it: what is wrong, what is allowed, what to do next. */
+  get text(): string {
+    const { message, allowed, next } = this.info;
+    return [message, allowed && `allowed: ${allowed}`, next].filter(Boolean).join('. ');
+  }
+}
+
+/** An error's words, whatever it is. */
+export function errorText(error: unknown): string {
+  return error instanceof ApiError ? error.text : error instanceof Error ? error.message : String(error);
+}
+
+export class Api {
+  constructor(readonly settings: ServerConnection.ISettings) {}
+
+  start = (): Promise<Status> => this.send('POST', 'start', {});
+  stop = (session: string): Promise<unknown> => this.send('DELETE', `sessions/${part(session)}`);
+  park = (session: string): Promise<SessionParked> => this.send('POST', `sessions/${part(session)}/park`, {});
+  logs = (session: string): Promise<Logs> => this.send('GET', `sessions/${part(session)}/logs`);
+  spending = (since: number): Promise<Spending> => this.send('GET', `spending?since=${since}`);
+
+  secrets = (): Promise<SecretList> => this.send('GET', 'secrets');
+  putSecret = (name: string, values: Record<string, string>, mode: 'create' | 'replace'): Promise<SecretRow> =>
+    this.send('POST', 'secrets', { name, values, mode });
+  deleteSecret = (name: string): Promise<unknown> => this.send('DELETE', `secrets/${part(name)}`);
+
+  volumes = (): Promise<VolumeList> => this.send('GET', 'volumes');
+  createVolume = (name: string): Promise<VolumeRow> => this.send('POST', 'volumes', { name });
+  renameVolume = (name: string, to: string): Promise<VolumeRow> => this.send('PATCH', `volumes/${part(name)}`, { name: to });
+  deleteVolume = (name: string, used: boolean): Promise<unknown> =>
+    this.send('DELETE', `volumes/${part(name)}${used ? '?used=1' : ''}`);
+  folder = (volume: string, path: string): Promise<FolderList> =>
+    this.send('GET', `volumes/${part(volume)}/files?path=${part(path)}`);
+  change = (volume: string, change: VolumeChange): Promise<unknown> => this.send('POST', `volumes/${part(volume)}/files`, change);
+
+  schedules = (): Promise<ScheduleList> => this.send('GET', 'schedules');
+  runs = (schedule: string): Promise<RunList> => this.send('GET', `schedules/${part(schedule)}/runs`);
+  pauseSchedule = (schedule: string, paused: boolean): Promise<unknown> =>
+    this.send('PATCH', `schedules/${part(schedule)}`, { paused });
+  runSchedule = (schedule: string): Promise<unknown> => this.send('POST', `schedules/${part(schedule)}/runs`, {});
+  deleteSchedule = (schedule: string): Promise<unknown> => this.send('DELETE', `schedules/${part(schedule)}`);
+
+  /** A piece of a file. */
+  async chunk(volume: string, piece: Blob, signal: AbortSignal): Promise<Chunk> {
+    return (await this.request('POST', `volumes/${part(volume)}/chunks`, { body: piece, signal })).json();
+  }
+
+  /** The start of a file, at most 8 MiB, for a preview. */
+  async preview(volume: string, path: string): Promise<Blob> {
+    return (await this.request('GET', `${this.filePath(volume, path)}?preview=1`, {})).blob();
+  }
+
+  /** Where a link downloads a file from. */
+  fileUrl(volume: string, path: string): string {
+    return this.url(this.filePath(volume, path));
+  }
+
+  /** The address of the window's WebSocket. */
+  get liveUrl(): string {
+    const url = URLExt.join(this.settings.wsUrl, 'cellburst', 'live');
+    return this.settings.appendToken && this.settings.token ? `${url}?token=${part(this.settings.token)}` : url;
+  }
+
+  private filePath(volume: string, path: string): string {
+    return `volumes/${part(volume)}/files/${path.split('/').map(part).join('/')}`;
+  }
+
+  private url(path: string): string {
+    return URLExt.join(this.settings.baseUrl, 'cellburst') + '/' + path;
+  }
+
+  private async send<T>(method: string, path: string, body?: unknown): Promise<T> {
+    return (await this.request(method, path, body === undefined ? {} : { body: JSON.stringify(body) })).json();
+  }
+
+  private async request(method: string, path: string, init: RequestInit): Promise<Response> {
+    const answer = await ServerConnection.makeRequest(this.url(path), { ...init, method }, this.settings);
+    if (answer.ok) {
+      return answer;
+    }
+    let info: ErrorInfo = { code: 'platform.internal', message: `The server answered with status ${answer.status}` };
+    try {
+      const said = await answer.json();
+      info = said.code ? said : { ...info, message: said.message ?? info.message };
+    } catch {
+      // Not JSON: a proxy's page. The status has to do.
+    }
+    if (answer.status === 401 || answer.status === 403) {
+      info = { ...info, next: 'Log in to Jupyter again: reload this page' };
+    }
+    throw new ApiError(info, answer.status);
+  }
+}
+
+function part(text: string): string {
+  return encodeURIComponent(text);
+}

@@ -1,0 +1,111 @@
+/** Wires the panel, the status bar item and the commands into JupyterLab (or Notebook 7). */
+
+import { ILayoutRestorer, JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
+import { ICommandPalette } from '@jupyterlab/apputils';
+import { PageConfig } from '@jupyterlab/coreutils';
+import { ILauncher } from '@jupyterlab/launcher';
+import { ISettingRegistry } from '@jupyterlab/settingregistry';
+import { IStateDB } from '@jupyterlab/statedb';
+import { IStatusBar } from '@jupyterlab/statusbar';
+import { ITranslator, nullTranslator } from '@jupyterlab/translation';
+import { Api } from './api';
+import { Folds } from './folds';
+import { gpuIcon } from './icons';
+import { ISocket, LiveModel } from './live';
+import { CurrentNotebook } from './notebook';
+import { Panel } from './panel';
+import { StatusItem } from './statusbar';
+
+const ID = '@cellburst/labextension:plugin';
+
+namespace Commands {
+  export const open = 'cellburst:open-panel';
+  export const start = 'cellburst:start-gateway';
+}
+
+const plugin: JupyterFrontEndPlugin<void> = {
+  id: ID,
+  description: 'GPUs, cost, volumes, secrets and schedules of Cellburst.',
+  autoStart: true,
+  optional: [ITranslator, ILayoutRestorer, IStateDB, ISettingRegistry, IStatusBar, ICommandPalette, ILauncher],
+  activate: (
+    app: JupyterFrontEnd,
+    translator: ITranslator | null,
+    restorer: ILayoutRestorer | null,
+    db: IStateDB | null,
+    settings: ISettingRegistry | null,
+    statusBar: IStatusBar | null,
+    palette: ICommandPalette | null,
+    launcher: ILauncher | null
+  ) => {
+    const trans = (translator ?? nullTranslator).load('cellburst');
+    const api = new Api(app.serviceManager.serverSettings);
+    const live = new LiveModel({
+      dial: () => new api.settings.WebSocket(api.liveUrl) as ISocket,
+      later: (action, milliseconds) => window.setTimeout(action, milliseconds),
+      never: timer => window.clearTimeout(timer)
+    });
+    const panel = new Panel({
+      trans, api, live, folds: new Folds(db), notebook: new CurrentNotebook(app),
+      openPath: path => openPath(app, path)
+    });
+    app.shell.add(panel, 'left', { rank: 550, type: 'Cellburst' });
+    restorer?.add(panel, 'cellburst-panel');
+
+    addCommands(app, trans, live, panel);
+    for (const command of [Commands.open, Commands.start]) {
+      palette?.addItem({ command, category: 'Cellburst' });
+    }
+    launcher?.add({ command: Commands.open, category: trans.__('Other'), rank: 20 });
+    if (statusBar) {
+      const item = new StatusItem(trans, live, () => void app.commands.execute(Commands.open));
+      statusBar.registerStatusItem('@cellburst/labextension:status', {
+        item, align: 'left', rank: 10, isActive: () => item.active && shown.statusBar, activeStateChanged: live.changed as any
+      });
+    }
+
+    const shown = { statusBar: true };
+    const follow = (): void => live.setVisible(!document.hidden);
+    void app.restored.then(follow);
+    document.addEventListener('visibilitychange', follow);
+    void settings?.load(ID).then(
+      own => {
+        const take = (): void => {
+          shown.statusBar = own.get('statusBar').composite as boolean;
+          live.refresh();
+        };
+        take();
+        own.changed.connect(take);
+      },
+      problem => console.error('cellburst: its settings cannot be read', problem)
+    );
+  }
+};
+
+function addCommands(app: JupyterFrontEnd, trans: ReturnType<ITranslator['load']>, live: LiveModel, panel: Panel): void {
+  const none = { args: { type: 'object' as const, properties: {} } };
+  app.commands.addCommand(Commands.open, {
+    label: args => (args['isPalette'] ? trans.__('Open the Cellburst Panel') : trans.__('Cellburst')),
+    caption: trans.__('GPUs, cost, volumes, secrets and schedules'),
+    icon: args => (args['isPalette'] ? undefined : gpuIcon),
+    describedBy: none,
+    execute: () => app.shell.activateById(panel.id)
+  });
+  app.commands.addCommand(Commands.start, {
+    label: trans.__('Start the Cellburst Gateway'),
+    caption: trans.__('Start the gateway and the worker of this machine'),
+    isEnabled: () => live.connection === 'offline',
+    describedBy: none,
+    execute: () => live.start()
+  });
+}
+
+/** Open the notebook of a session. Sessions know its path on the machine; the server's files begin at its root. */
+function openPath(app: JupyterFrontEnd, path: string): void {
+  const uri = PageConfig.getOption('rootUri');
+  const root = uri ? decodeURIComponent(new URL(uri).pathname).replace(/\/+$/, '') + '/' : '/';
+  const local = path.startsWith(root) ? path.slice(root.length) : path;
+  void app.commands.execute('docmanager:open', { path: local });
+}
+
+export default plugin;

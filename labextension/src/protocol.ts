@@ -1,0 +1,490 @@
+// Made by scripts/protocol_types.py from protocol/. Do not edit: change the protocol and run it again.
+// What has a default is left out on the wire.
+
+export type Chunk = [hash: string, size_bytes: number];
+
+/** A container as it is shown to people. `resources` is what it was asked for (of the limits of a call: the first's). */
+export interface ContainerInfo {
+  id: string;
+  worker?: string;
+  machine?: string;
+  engine?: string;
+  isolates?: boolean;
+  network?: string;
+  gpus?: GpuShown[];
+  cpu?: number;
+  memory_mib?: number;
+  usd_per_second?: string;
+  price_note?: string;
+  resources?: Resources | null;
+  python_version?: string;
+  image?: string;
+  state?: ContainerState;
+  uptime_seconds?: number;
+  phases?: PhaseTime[];
+  notes?: string[];
+}
+
+export type ContainerState =
+  | 'placed'
+  | 'starting'
+  | 'ready'
+  | 'stopping'
+  | 'ended';
+
+/** One container's usage over the last second. `uptime_seconds` is monotonic, counted by the worker from the lease. */
+export interface ContainerUsage {
+  container: string;
+  uptime_seconds: number;
+  cpu_cores?: number | null;
+  memory_bytes?: number | null;
+  memory_limit_bytes?: number | null;
+  gpus?: GpuUsage[];
+}
+
+/** Cost of one session, summed over its leases. */
+export interface CostLine {
+  session: string;
+  notebook: string;
+  name: string;
+  seconds: number;
+  usd: string;
+  running?: boolean;
+  usd_per_second?: string;
+  what?: string;
+}
+
+/** What was spent, at reference prices. */
+export interface CostReport {
+  total_usd: string;
+  lines?: CostLine[];
+  price_note?: string;
+}
+
+/** An engine a worker has, and what it isolates. `warning` is shown to the user whenever the engine is used. */
+export interface EngineInfo {
+  name: string;
+  isolates: boolean;
+  snapshot?: boolean;
+  network?: boolean;
+  gpu?: boolean;
+  unprivileged?: boolean;
+  version?: string;
+  warning?: string;
+}
+
+export type ErrorCode =
+  | 'request.bad_argument'
+  | 'request.bad_message'
+  | 'request.unknown_gpu'
+  | 'request.not_yet'
+  | 'request.unauthenticated'
+  | 'request.forbidden'
+  | 'request.not_found'
+  | 'request.conflict'
+  | 'request.busy'
+  | 'request.version'
+  | 'request.unpicklable'
+  | 'request.unknown_name'
+  | 'request.too_large'
+  | 'request.python_differs'
+  | 'request.budget'
+  | 'request.volume_conflict'
+  | 'user_code.raised'
+  | 'user_code.exited'
+  | 'user_code.out_of_memory'
+  | 'user_code.timeout'
+  | 'user_code.interrupted'
+  | 'user_code.image_build'
+  | 'capacity.no_such_hardware'
+  | 'capacity.no_worker'
+  | 'capacity.queue_full'
+  | 'platform.worker_lost'
+  | 'platform.container_lost'
+  | 'platform.start_failed'
+  | 'platform.link_closed'
+  | 'platform.gateway_down'
+  | 'platform.disk_full'
+  | 'platform.store'
+  | 'platform.integrity'
+  | 'platform.internal'
+  | 'platform.unavailable';
+
+/** An error as it crosses a process. */
+export interface ErrorInfo {
+  code: ErrorCode;
+  message: string;
+  allowed?: string;
+  next?: string;
+  detail?: Record<string, string>;
+}
+
+/** A file that the session wrote or deleted in its layer over the notebook's folder; `path` is relative to it. */
+export interface FileChange {
+  path: string;
+  size_bytes?: number;
+  deleted?: boolean;
+}
+
+/** A file, link or folder in a folder. `size_bytes` and `files` of a folder are of all below it. */
+export interface FolderEntry {
+  name: string;
+  kind?: string;
+  size_bytes?: number;
+  modified_unix_seconds?: number;
+  files?: number;
+}
+
+/** One folder, folders first, by name. `entries_count` is of all, also those beyond what is shown. */
+export interface FolderList {
+  version: number;
+  path?: string;
+  entries?: FolderEntry[];
+  entries_count?: number;
+}
+
+/** One alternative of a GPU request: `count` GPUs of `type` ("any", a family or a canonical or NVML-style name). */
+export interface GpuChoice {
+  type: string;
+  count?: number;
+}
+
+/** A GPU of the inventory or of a lease, as it is shown: `index` is the machine's, `uuid` NVML's (or SIM-…). */
+export interface GpuShown {
+  index: number;
+  uuid: string;
+  type: string;
+  name: string;
+  memory_mib?: number;
+  simulated?: boolean;
+  in_use?: string;
+}
+
+/** Live figures of one GPU from NVML. A figure that NVML does not give is None. */
+export interface GpuUsage {
+  uuid: string;
+  utilization_ratio?: number | null;
+  memory_used_mib?: number | null;
+  memory_total_mib?: number | null;
+  power_watts?: number | null;
+  temperature_celsius?: number | null;
+  simulated?: boolean;
+}
+
+/** What a worker's machine has to lease. */
+export interface Inventory {
+  hostname: string;
+  cpu_cores: number;
+  memory_mib: number;
+  gpus?: GpuShown[];
+  engines?: EngineInfo[];
+  python_versions?: string[];
+  notes?: string[];
+}
+
+/** Text of streams and errors, in order, without escape sequences other than SGR colours. */
+export interface Logs {
+  text: string;
+  truncated?: boolean;
+}
+
+/** A file whose chunks were uploaded. */
+export interface NewFile {
+  path: string;
+  size_bytes: number;
+  chunks?: Chunk[];
+  modified_unix_seconds?: number;
+}
+
+/** A parked session's bytes, as its worker keeps them and as lists show them. */
+export interface ParkedInfo {
+  id: string;
+  session: string;
+  kind?: 'snapshot' | 'names';
+  size_bytes?: number;
+  names?: string[];
+  lost?: RemoteName[];
+  parked_unix_seconds?: number;
+  expires_unix_seconds?: number;
+  worker?: string;
+  resources?: Resources | null;
+}
+
+/** How long one phase of a start took. */
+export interface PhaseTime {
+  name: 'queue' | 'image' | 'restore' | 'boot' | 'enter' | 'values' | 'run';
+  seconds: number;
+  detail?: string;
+}
+
+/** A name that stays in the container: what a `Remote` handle shows without fetching. */
+export interface RemoteName {
+  name: string;
+  type: string;
+  size_bytes?: number;
+  shape?: string;
+  length?: number | null;
+  head?: string;
+  why?: 'too_large' | 'unpicklable' | 'not_asked' | 'python_differs';
+  detail?: string;
+}
+
+/** A file or a whole folder gets another path. */
+export interface Rename {
+  path: string;
+  to: string;
+}
+
+/** What a container holds while it lives, and how long one call may take. */
+export interface Resources {
+  gpus?: GpuChoice[];
+  cpu?: number;
+  memory_mib?: number;
+  timeout_seconds?: number | null;
+  scaledown_seconds?: number;
+  budget_usd?: string | null;
+  network?: string;
+}
+
+/** Runs, newest first. `after_unix_seconds` of the question leaves out those that ended before. */
+export interface RunList {
+  rows?: RunRow[];
+}
+
+export type RunReason =
+  | 'done'
+  | 'raised'
+  | 'timeout'
+  | 'budget'
+  | 'start_failed'
+  | 'notebook'
+  | 'stopped'
+  | 'cancelled'
+  | 'replaced'
+  | 'deleted'
+  | 'worker_lost'
+  | 'container_lost'
+  | 'gateway_stopped'
+  | 'overlap'
+  | 'queue_full'
+  | 'gateway_down'
+  | 'clock'
+  | 'late'
+  | 'newer';
+
+/** A run in a list. `instant_unix_seconds` is when it was due; of a run that somebody asked for, when that was (`trigger`). */
+export interface RunRow {
+  id: string;
+  schedule: string;
+  name: string;
+  trigger?: 'time' | 'person';
+  instant_unix_seconds: number;
+  until_unix_seconds?: number;
+  instants_count?: number;
+  state: RunState;
+  reason?: RunReason | null;
+  error?: ErrorInfo | null;
+  attempt?: number;
+  session?: string;
+  created_unix_seconds?: number;
+  started_unix_seconds?: number | null;
+  ended_unix_seconds?: number | null;
+  cost_usd?: string;
+  cells_count?: number;
+  cells_done_count?: number;
+  cell?: number;
+  notes?: string[];
+  files?: FileChange[];
+  has_notebook?: boolean;
+  tell_jupyter?: boolean;
+}
+
+export type RunState =
+  | 'queued'
+  | 'starting'
+  | 'running'
+  | 'succeeded'
+  | 'failed'
+  | 'cancelled'
+  | 'lost'
+  | 'skipped'
+  | 'missed';
+
+/** Schedules by name. */
+export interface ScheduleList {
+  rows?: ScheduleRow[];
+}
+
+/** A schedule in a list. `revision` is what an edit has to name. `state` "done": it has no further instant. `words` reads its times for people; `machine` must be on for them; `cost_usd` is of all runs that are kept. */
+export interface ScheduleRow {
+  id: string;
+  name: string;
+  notebook: string;
+  notebook_hash?: string;
+  revision: number;
+  state: 'active' | 'paused' | 'done';
+  when: When;
+  words?: string;
+  machine?: string;
+  next_unix_seconds?: number | null;
+  last?: RunRow | null;
+  running?: string;
+  cost_usd?: string;
+  mean_cost_usd?: string;
+  created_unix_seconds?: number;
+  changed_unix_seconds?: number;
+  secrets?: string[];
+  volumes?: string[];
+}
+
+/** All secrets of the workspace by name; `notes` are stores that could not be asked, in words. */
+export interface SecretList {
+  rows?: SecretRow[];
+  notes?: string[];
+}
+
+/** A secret as it is shown: never a value. `store` is "local", "file" or "vault"; only local ones can be changed here. `sealed` says why its values cannot be read now, "" if they can. */
+export interface SecretRow {
+  name: string;
+  keys?: string[];
+  version?: number;
+  created_unix_seconds?: number;
+  updated_unix_seconds?: number;
+  last_used_unix_seconds?: number;
+  store?: string;
+  sealed?: string;
+}
+
+/** The session is parked: nothing runs, nothing costs. The next cell brings it back. */
+export interface SessionParked {
+  parked: ParkedInfo;
+  seconds?: number;
+  notes?: string[];
+}
+
+/** A session in a list. */
+export interface SessionRow {
+  id: string;
+  notebook: string;
+  name: string;
+  state: SessionState;
+  kernel_id?: string;
+  container?: ContainerInfo | null;
+  running_call?: string;
+  created_unix_seconds?: number;
+  last_used_unix_seconds?: number;
+  cost_usd?: string;
+  names?: string[];
+  parked?: ParkedInfo | null;
+  usage?: ContainerUsage | null;
+}
+
+export type SessionState =
+  | 'starting'
+  | 'idle'
+  | 'busy'
+  | 'parking'
+  | 'parked'
+  | 'superseded'
+  | 'ended';
+
+/** What a worker keeps on disk and warm. `limit_bytes` bounds templates and parked sessions together. */
+export interface SnapshotUsage {
+  template_count?: number;
+  template_bytes?: number;
+  parked_count?: number;
+  parked_bytes?: number;
+  limit_bytes?: number;
+  warm?: WarmContainer[];
+}
+
+/** Rows by hour. `truncated`: there were more leases than were asked for, and the oldest are left out. */
+export interface Spending {
+  since_unix_seconds: number;
+  rows?: SpendingRow[];
+  usd_per_second?: string;
+  price_note?: string;
+  truncated?: boolean;
+}
+
+/** What one notebook spent on one kind of hardware in one hour of the clock (UTC), at reference prices. `gpu` is its type and, where there are several, their number ("A100-40GB", "H100:2"), "" for none. */
+export interface SpendingRow {
+  hour_unix_seconds: number;
+  notebook: string;
+  gpu?: string;
+  simulated?: boolean;
+  seconds?: number;
+  usd?: string;
+}
+
+/** The whole picture, for `cellburst status`, `ps` and the panel. */
+export interface Status {
+  gateway_pid: number;
+  gateway_url: string;
+  version: string;
+  uptime_seconds: number;
+  data_folder: string;
+  workers?: WorkerRow[];
+  sessions?: SessionRow[];
+  queue?: string[];
+}
+
+/** What a window asks to change, all or none. Without `overwrite` nothing that is there is replaced. */
+export interface VolumeChange {
+  files?: NewFile[];
+  deleted?: string[];
+  renamed?: Rename[];
+  overwrite?: boolean;
+}
+
+/** All volumes of the workspace, by name. */
+export interface VolumeList {
+  rows?: VolumeRow[];
+}
+
+/** A volume in a list. `used_by` are running or parked sessions and schedules, as words for people. */
+export interface VolumeRow {
+  id: string;
+  name: string;
+  version?: number;
+  files?: number;
+  size_bytes?: number;
+  created_unix_seconds?: number;
+  changed_unix_seconds?: number;
+  ephemeral?: boolean;
+  used_by?: string[];
+}
+
+/** A restored container that waits for a session: what a warm pool holds. It costs its machine, and nobody is billed. */
+export interface WarmContainer {
+  id: string;
+  image: string;
+  memory_mib?: number;
+  age_seconds?: number;
+}
+
+/** The instants: `once` at one, `every` so many seconds from `at_unix_seconds` on (0: from when it is saved), or `cron`, five fields read in the IANA `timezone`. */
+export interface When {
+  kind: 'once' | 'every' | 'cron';
+  at_unix_seconds?: number;
+  every_seconds?: number;
+  cron?: string;
+  timezone?: string;
+}
+
+/** A worker in a list. */
+export interface WorkerRow {
+  id: string;
+  state: WorkerState;
+  inventory: Inventory;
+  pid?: number;
+  free_gpus?: string[];
+  last_seen_seconds?: number;
+  snapshots?: SnapshotUsage | null;
+  gpu_usage?: GpuUsage[];
+}
+
+export type WorkerState =
+  | 'joined'
+  | 'unreachable'
+  | 'lost';

@@ -1,0 +1,142 @@
+/** "Volumes": the list. A volume opens in place as a folder (volume_folder.tsx). */
+
+import { addIcon, caretDownIcon, caretRightIcon, closeIcon, editIcon, linkIcon } from '@jupyterlab/ui-components';
+import * as React from 'react';
+import { ApiError } from './api';
+import { askText, confirm, tried } from './dialogs';
+import { Action, ListBody, RowList, Section } from './parts';
+import { Status, VolumeRow } from './protocol';
+import { ITools, useList, useTools } from './tools';
+import { Folder } from './volume_folder';
+import { sizeText } from './words';
+
+export function Volumes(props: { status: Status | null; open: boolean }): JSX.Element {
+  const tools = useTools();
+  const { trans, api } = tools;
+  const list = useList(api.volumes, props.open && !!props.status, [api]);
+  const [opened, setOpened] = React.useState('');
+  const rows = (list.value?.rows ?? []).filter(row => !row.ephemeral);
+  const add = async (): Promise<void> => {
+    const name = await askText(trans.__('New volume'), trans.__('Name: letters, digits, ".", "_" and "-"'), '', trans.__('Create'));
+    if (name && (await tried(trans.__('The volume was not made'), () => api.createVolume(name)))) {
+      setOpened(name);
+      list.refresh();
+    }
+  };
+  const one = rows.find(row => row.name === opened);
+  return (
+    <Section
+      id="volumes" title={trans.__('Volumes')} note={list.value ? String(rows.length) : ''} open={props.open}
+      actions={<Action icon={addIcon} label={trans.__('New volume')} onClick={() => void add()} disabled={!props.status} />}
+    >
+      <ListBody
+        list={list} rows={() => rows}
+        empty={
+          <>
+            {trans.__('No volumes yet. Files that outlive containers, seen by every cell that names them:')} <code>volumes=/data:NAME</code>
+          </>
+        }
+      >
+        {() => (
+          <RowList label={trans.__('Volumes')} rows={rows} rowHeight={52} rowKey={row => row.id}>
+            {row => <Volume row={row} open={row.name === opened} onOpen={setOpened} refresh={list.refresh} />}
+          </RowList>
+        )}
+      </ListBody>
+      {one && <Folder volume={one.name} key={one.id} onChanged={list.refresh} />}
+    </Section>
+  );
+}
+
+function Volume({ row, open, onOpen, refresh }: { row: VolumeRow; open: boolean; onOpen(name: string): void; refresh(): void }): JSX.Element {
+  const tools = useTools();
+  const { trans, api, notebook } = tools;
+  const [, again] = React.useReducer((count: number) => count + 1, 0);
+  const path = Object.entries(notebook.used.volumes ?? {}).find(([, name]) => name === row.name)?.[0];
+  const use = async (): Promise<void> => {
+    if (path) {
+      notebook.change(used => {
+        delete used.volumes![path];
+        return used;
+      });
+    } else {
+      const taken = notebook.used.volumes ?? {};
+      const usual = '/data' in taken ? `/${row.name}` : '/data';
+      const where = await askText(trans.__('Use %1 in this notebook', row.name), trans.__('Its path in containers'), usual, trans.__('Use'));
+      if (where) {
+        notebook.change(used => ({ ...used, volumes: { ...used.volumes, [where.startsWith('/') ? where : `/${where}`]: row.name } }));
+      }
+    }
+    again();
+  };
+  const rename = async (): Promise<void> => {
+    const to = await askText(trans.__('Rename %1', row.name), trans.__('New name'), row.name, trans.__('Rename'));
+    if (to && to !== row.name && (await tried(trans.__('The volume was not renamed'), () => api.renameVolume(row.name, to)))) {
+      onOpen(open ? to : '');
+      refresh();
+    }
+  };
+  const Caret = open ? caretDownIcon : caretRightIcon;
+  const count = row.files ?? 0;
+  return (
+    <>
+      <div className="cb-line">
+        <button className="cb-name" aria-expanded={open} title={row.name} onClick={() => onOpen(open ? '' : row.name)}>
+          <Caret.react tag="span" className="cb-caret" aria-hidden="true" />
+          {row.name}
+        </button>
+        <span className="cb-actions">
+          <Action
+            icon={linkIcon} pressed={!!path} disabled={!notebook.path} onClick={() => void use()}
+            label={
+              !notebook.path ? trans.__('Open a notebook to use %1 in it', row.name)
+              : path ? trans.__('Do not use %1 (%2) in this notebook', row.name, path) : trans.__('Use %1 in this notebook', row.name)
+            }
+          />
+          <Action icon={editIcon} label={trans.__('Rename %1', row.name)} onClick={() => void rename()} />
+          <Action
+            icon={closeIcon} label={trans.__('Delete %1', row.name)}
+            onClick={async () => {
+              if (await removed(tools, row)) {
+                onOpen('');
+                refresh();
+              }
+            }}
+          />
+        </span>
+      </div>
+      <div className="cb-line cb-dim">
+        <span className="cb-text">
+          {sizeText(row.size_bytes ?? 0)} · {trans._n('%1 file', '%1 files', count)}
+          {path ? ` · ${path}` : ''}
+        </span>
+        {row.used_by?.length ? <span title={row.used_by.join('\n')}>{trans.__('in use')}</span> : null}
+      </div>
+    </>
+  );
+}
+
+/** Ask, naming what uses it, and delete. */
+async function removed(tools: ITools, row: VolumeRow): Promise<boolean> {
+  const { trans, api } = tools;
+  const users = row.used_by ?? [];
+  const words = users.length
+    ? trans.__('It is used by %1. Its files cannot be brought back.', users.join(', '))
+    : trans.__('Its %1 files cannot be brought back.', row.files ?? 0);
+  if (!(await confirm(trans, trans.__('Delete %1?', row.name), words, trans.__('Delete')))) {
+    return false;
+  }
+  return tried(trans.__('The volume was not deleted'), async () => {
+    try {
+      await api.deleteVolume(row.name, users.length > 0);
+    } catch (error) {
+      // Something began to use it meanwhile: that is a new question.
+      if (!(error instanceof ApiError && error.status === 409)) {
+        throw error;
+      }
+      if (await confirm(trans, trans.__('Delete %1 although it is in use?', row.name), error.text, trans.__('Delete'))) {
+        await api.deleteVolume(row.name, true);
+      }
+    }
+  });
+}
