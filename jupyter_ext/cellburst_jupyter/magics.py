@@ -6,12 +6,15 @@ never clashes; where `%modal` was taken before us, ours is `%gpu` only, and that
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cellburst_protocol.errors import CellburstError, ErrorCode
 
 from .errors_shown import shown
 from .notebook import Notebook
+
+if TYPE_CHECKING:
+    from .magic_line import CellOptions
 
 CELL_MAGICS = ("modal", "gpu")
 
@@ -51,9 +54,23 @@ class Magics:
                     raise
                 self.notebook.hub.connect()  # the fleet may have a type that the table lacks
                 options = parse_cell_line(line, self._gpu_types())
+            options = self._with_uses(line, options)
         except CellburstError as problem:
             raise shown(problem) from None
         run_cell(self.notebook, options, body, magic)
+
+    def _with_uses(self, line: str, options: CellOptions) -> CellOptions:
+        """With the volumes and secrets that the notebook itself names."""
+        from .magic_line import parse_cell_line
+        from .notebook_uses import told_where, with_uses
+
+        more = with_uses(line, self.notebook.uses.now(), options.given)
+        if more == line:
+            return options
+        try:
+            return parse_cell_line(more, self._gpu_types())
+        except CellburstError as problem:
+            raise told_where(problem) from None
 
     def _gpu_types(self) -> tuple[str, ...]:
         hub = self.notebook.hub if self.notebook.has_hub else None

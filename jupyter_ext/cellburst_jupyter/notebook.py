@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .comms import SessionComms
     from .detached import DetachedCell
     from .hub import Hub
+    from .notebook_uses import NotebookUses
     from .session import Item, RemoteSession
     from .widget_states import WidgetStates
 
@@ -36,6 +37,7 @@ class Notebook:
         self.on_remote_error: Callable[[], None] = lambda: None
         self.offered: set[str] = set()
         self._hub: Hub | None = None
+        self._uses: NotebookUses | None = None
         self._comms: dict[str, SessionComms] = {}
         self._states: WidgetStates | None = None
         self._mirrors: dict[tuple[str, ...], MirrorSpec] = {}
@@ -52,6 +54,16 @@ class Notebook:
             path, folder = find_notebook()
             self._hub = Hub(path, folder, self._late)
         return self._hub
+
+    @property
+    def uses(self) -> NotebookUses:
+        """Volumes and secrets that its metadata names."""
+        if self._uses is None:
+            from .environment import find_notebook
+            from .notebook_uses import NotebookUses
+
+            self._uses = NotebookUses(find_notebook()[0])
+        return self._uses
 
     @property
     def has_hub(self) -> bool:

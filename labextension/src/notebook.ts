@@ -15,7 +15,7 @@ export interface IUsed {
 
 /** The part of a notebook's document that is used. Its package is not needed for more. */
 interface IBook {
-  context: { path: string; model: { getMetadata(key: string): any; setMetadata(key: string, value: any): void; deleteMetadata(key: string): void } };
+  context: { path: string; model: { getMetadata(key: string): any; setMetadata(key: string, value: any): void; deleteMetadata(key: string): void }; save(): Promise<void> };
 }
 
 export class CurrentNotebook {
@@ -49,6 +49,8 @@ export class CurrentNotebook {
     } else {
       model.setMetadata(KEY, used);
     }
+    // The kernel reads it from the file: so it also holds where no front end of ours is.
+    void this.book()?.context.save();
   }
 
   private book(): IBook | null {

@@ -1,0 +1,57 @@
+"""Volumes and secrets that a notebook's metadata names, in its cells."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cellburst_jupyter.magic_line import parse_cell_line
+from cellburst_jupyter.notebook_uses import NotebookUses, with_uses
+from cellburst_protocol.errors import CellburstError
+
+
+def write(path: Path, uses: Any) -> None:
+    path.write_text(json.dumps({"cells": [], "metadata": {"cellburst": uses}, "nbformat": 4}))
+
+
+def test_what_the_metadata_names_is_in_every_cell_that_says_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "n.ipynb"
+    uses = NotebookUses(str(path))
+    assert uses.now() == {}  # no file yet
+    write(path, {"volumes": {"/data": "sets", "/models": "m"}, "secrets": ["hf", "db"]})
+    line = with_uses("gpu=A100  ", uses.now(), frozenset({"gpu"}))
+    options = parse_cell_line(line)
+    assert [(v.path, v.name) for v in options.volumes or ()] == [("/data", "sets"), ("/models", "m")]
+    assert options.secrets == ("hf", "db") and "gpu" in options.given
+    assert (
+        with_uses("secrets=none volumes=/x:y", uses.now(), frozenset({"secrets", "volumes"}))
+        == "secrets=none volumes=/x:y"
+    )
+    write(path, {"secrets": ["other-one"]})
+    assert uses.now() == {"secrets": "other-one"}  # read again: the file has changed
+    write(path, {})
+    assert uses.now() == {} and with_uses("gpu=A100", uses.now(), frozenset()) == "gpu=A100"
+
+
+@pytest.mark.parametrize(
+    "uses", [[], "x", {"volumes": ["/data"]}, {"secrets": "hf"}, {"secrets": [1]}, {"secrets": ['a" gpu="H100']}]
+)
+def test_another_shape_is_said(tmp_path: Path, uses: Any) -> None:
+    path = tmp_path / "n.ipynb"
+    write(path, uses)
+    with pytest.raises(CellburstError) as why:
+        NotebookUses(str(path)).now()
+    assert "metadata" in why.value.info.message and "Use in this notebook" in why.value.info.next
+
+
+def test_what_is_no_notebook_uses_nothing(tmp_path: Path) -> None:
+    for name, text in (
+        ("half.ipynb", '{"metadata": {"cellb'),
+        ("list.ipynb", "[]"),
+        ("n.py", '{"metadata": {"cellburst": 1}}'),
+    ):
+        (tmp_path / name).write_text(text)
+        assert NotebookUses(str(tmp_path / name)).now() == {}
