@@ -52,7 +52,7 @@ def refused(kernel: Kernel, cell: str, *words: str) -> Ran:
         ("gpu=A100 gpu=T4", ["gpu", "twice"]),
         ("gpoo=A100", ["gpoo", "gpu"]),
         ("image=mine", ["image"]),
-        ("volumes=/data:x", ["volumes"]),
+        ("volumes=/data:x", ["no volume", "x", "cellburst volume create"]),
         ("secrets=hf", ["no secret", "hf", "cellburst secret create"]),
         ("network=everything session=other", ["network", "outbound", "none"]),
         ("in=no_such_name", ["no_such_name"]),
