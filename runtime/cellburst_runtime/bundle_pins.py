@@ -24,7 +24,7 @@ python-dateutil==3.0.0 six==1.17.0 tornado==6.5.10 traitlets==5.16.1
 _FROM_311 = """
 ipykernel==7.4.0 ipython==9.18.1 ipython-pygments-lexers==1.1.1 jedi==0.20.1 jupyter-client==8.10.0
 jupyter-core==5.9.1 nest-asyncio2==1.7.4 parso==0.8.7 platformdirs==4.14.5 prompt-toolkit==3.0.53
-python-dateutil==4.0.0 tornado==6.6.1 traitlets==5.16.1
+python-dateutil==2.9.0.post0 six==1.17.0 tornado==6.6.1 traitlets==5.16.1
 """
 
 _OWN = {"3.9": _PYTHON_39, "3.10": _PYTHON_310, **dict.fromkeys(("3.11", "3.12", "3.13", "3.14"), _FROM_311)}
