@@ -37,6 +37,7 @@ TO_RUNNER: list[tuple[m.Message, list[bytes]]] = [
     (m.RunnerDetach(), []),
     (m.RunnerStart(environment={"A": "2"}, restored=True, reseed=True), []),
     (m.RunnerLoadNames(groups=[_GROUP]), [b"abc"]),
+    (m.ReleaseSecrets(environment={"TOKEN": "xyz"}, origins={"TOKEN": "hub"}), []),
 ]
 FROM_RUNNER: list[tuple[m.Message, str, list[bytes]]] = [
     (m.RunnerHello(container="k1", protocol=(1, 0), python_version="3.11.7", pid=1), "", []),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import socket
 import struct
 
 from cellburst_runtime import resolver_message as dns
@@ -20,13 +19,16 @@ class DnsServer:
         self.forge = False  # a wrong answer under another id first, as an attacker would send
 
     async def __aenter__(self) -> DnsServer:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
         loop = asyncio.get_running_loop()
-        self._udp, _ = await loop.create_datagram_endpoint(lambda: _Datagrams(self), ("127.0.0.1", self.port))
-        self._tcp = await asyncio.start_server(self._stream, "127.0.0.1", self.port)
-        return self
+        while True:
+            self._tcp = await asyncio.start_server(self._stream, "127.0.0.1", 0)
+            self.port = self._tcp.sockets[0].getsockname()[1]
+            try:
+                self._udp, _ = await loop.create_datagram_endpoint(lambda: _Datagrams(self), ("127.0.0.1", self.port))
+                return self
+            except OSError:  # somebody has that port for datagrams: another one
+                self._tcp.close()
+                await self._tcp.wait_closed()
 
     async def __aexit__(self, *_: object) -> None:
         self._udp.close()

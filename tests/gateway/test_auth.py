@@ -23,7 +23,8 @@ HASH = "0" * 64
 OWNER = Owner("home", "user")
 ROUTES = {r"/health": "/health", r"/metrics": "/metrics", r"/blobs/([^/]*)": f"/blobs/{HASH}", r"/link": "/link",
           r"/volumes": "/volumes", r"/volumes/([^/]*)": "/volumes/data", r"/volumes/([^/]*)/files": "/volumes/data/files",
-          r"/volumes/([^/]*)/commit": "/volumes/data/commit", r"/chunks/missing": "/chunks/missing", r"/chunks": "/chunks"}  # fmt: skip
+          r"/volumes/([^/]*)/commit": "/volumes/data/commit", r"/chunks/missing": "/chunks/missing", r"/chunks": "/chunks",
+          r"/runs/([^/]+)/notebook": "/runs/r-1/notebook", r"/runs/([^/]+)/files/(.+)": "/runs/r-1/files/a/b"}  # fmt: skip
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
