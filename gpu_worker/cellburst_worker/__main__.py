@@ -9,6 +9,8 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Coroutine
+from typing import TypeVar
 
 from cellburst_protocol.errors import CellburstError
 from cellburst_runtime.runtime import Runtime
@@ -27,6 +29,7 @@ from .volumes import VolumeDesk
 from .worker import Identity, Worker
 
 log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 async def serve(options: Options) -> None:
@@ -35,11 +38,15 @@ async def serve(options: Options) -> None:
     options.read_token()  # a missing file is said at once and not in a loop
     private_folder(options.data_folder)
     private_folder(options.run_folder)
+    stop = _stop_by_signal()
     with lock(options.run_folder):
-        runtime = await Runtime.create(
+        runtime = await _unless(stop, Runtime.create(
             run_folder=options.run_folder, data_folder=options.data_folder,
             simulate_gpus=options.simulate_gpus, engine=options.engine,
-        )  # fmt: skip
+        ))  # fmt: skip
+        if runtime is None:
+            log.info("stopped before the machine's engines were tried to the end")
+            return
         removed = await runtime.collect_garbage()
         spools = options.data_folder / "spool" / folder_id(options.run_folder)
         shutil.rmtree(spools, ignore_errors=True)  # of a worker that is gone, as its containers are
@@ -65,32 +72,51 @@ async def serve(options: Options) -> None:
         }
         log.info("worker starts", extra=what)
         try:
-            await _until_stopped(worker, GatewayLink(url, options.read_token, worker))
+            await _until_stopped(stop, worker, GatewayLink(url, options.read_token, worker))
         finally:
             await runtime.close()
 
 
-async def _until_stopped(worker: Worker, link: GatewayLink) -> None:
-    loop = asyncio.get_running_loop()
+def _stop_by_signal() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT; the second ends this process at once."""
+    asked = asyncio.Event()
+
+    def stop(number: int) -> None:
+        if asked.is_set():
+            os._exit(128 + number)  # the next worker here removes what is left
+        asked.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _stop_signal, worker, number)
-    running = [asyncio.create_task(link.run()), asyncio.create_task(worker.beat())]
-    stop = asyncio.create_task(worker.shutdown_asked.wait())
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
+    return asked
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[None, None, _T]) -> _T | None:
+    """The result of `work`; None when `stop` came first, after the work has undone what it had begun."""
+    working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
     try:
-        done, _ = await asyncio.wait({*running, stop}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            working.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            return await working
+        return None
+    finally:
+        stopping.cancel()
+
+
+async def _until_stopped(stop: asyncio.Event, worker: Worker, link: GatewayLink) -> None:
+    running = [asyncio.create_task(link.run()), asyncio.create_task(worker.beat())]
+    asked = [asyncio.create_task(event.wait()) for event in (stop, worker.shutdown_asked)]
+    try:
+        done, _ = await asyncio.wait({*running, *asked}, return_when=asyncio.FIRST_COMPLETED)
         await worker.shutdown()
         for task in done:
             task.result()  # what ended by itself failed: let it be seen
     finally:
-        for task in (*running, stop):
+        for task in (*running, *asked):
             task.cancel()
-        await asyncio.gather(*running, stop, return_exceptions=True)
-
-
-def _stop_signal(worker: Worker, number: int) -> None:
-    if worker.shutdown_asked.is_set():
-        os._exit(128 + number)  # the second one: now; the next worker here removes what is left
-    worker.shutdown_asked.set()
+        await asyncio.gather(*running, *asked, return_exceptions=True)
 
 
 def main() -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import platform
 import secrets
-import tempfile
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from .engine_gvisor import GvisorEngine, GvisorSettings
 from .engine_process import ProcessEngine
 from .layer_make import make_folders
 from .network import Networks
+from .record import CONTAINERS
+from .removal import remove_folder
 from .tools import find_runsc, run_command
 
 ENGINES = ("gvisor", "process")
@@ -126,14 +128,12 @@ async def _gvisor(
 
 async def self_test(engine: Engine, run_folder: Path) -> str:
     """Run a small container to its end; "" when it did what it should, else what went wrong."""
-    with tempfile.TemporaryDirectory(prefix="try", dir=run_folder) as parent:
-        return await _tried(_first_container(engine, Path(parent)))
+    return await _tried(_first_container(engine, run_folder))
 
 
 async def snapshot_test(engine: Engine, run_folder: Path) -> str:
     """Checkpoint a small container that waits, and restore it in another that lets it end; "" when that worked."""
-    with tempfile.TemporaryDirectory(prefix="try", dir=run_folder) as parent:
-        return await _tried(_checkpoint_and_restore(engine, Path(parent)))
+    return await _tried(_checkpoint_and_restore(engine, run_folder))
 
 
 async def _tried(trial: Coroutine[None, None, str]) -> str:
@@ -146,34 +146,35 @@ async def _tried(trial: Coroutine[None, None, str]) -> str:
         return problem.info.message
 
 
-async def _first_container(engine: Engine, parent: Path) -> str:
-    spec = _trial_spec(parent / "c", "echo works > /cellburst/var/out/result && test ! -w /")
-    container = await engine.start(spec)
-    try:
-        return await _result(container, spec)
-    finally:
-        await container.remove()
+async def _first_container(engine: Engine, run_folder: Path) -> str:
+    with _trial(run_folder, "echo works > /cellburst/var/out/result && test ! -w /") as spec:
+        container = await engine.start(spec)
+        try:
+            return await _result(container, spec)
+        finally:
+            await container.remove()
 
 
-async def _checkpoint_and_restore(engine: Engine, parent: Path) -> str:
+async def _checkpoint_and_restore(engine: Engine, run_folder: Path) -> str:
     script = """
 echo waits > /cellburst/var/out/begun
 while test ! -e /cellburst/var/in/go; do sleep 0.01; done
 echo works > /cellburst/var/out/result && test ! -w /"""
-    first, second = _trial_spec(parent / "1", script), _trial_spec(parent / "2", script)
-    container = await engine.start(first)
-    try:
-        while not (first.folder / "var" / "out" / "begun").is_file():
-            await asyncio.sleep(_POLL_SECONDS)
-        await container.checkpoint(parent / "checkpoint")
-    finally:
-        await container.remove()
-    (second.folder / "var" / "in" / "go").touch()
-    restored = await engine.start(second, parent / "checkpoint")
-    try:
-        return await _result(restored, second)
-    finally:
-        await restored.remove()
+    with _trial(run_folder, script) as first, _trial(run_folder, script) as second:
+        checkpoint = second.folder / "checkpoint"
+        container = await engine.start(first)
+        try:
+            while not (first.folder / "var" / "out" / "begun").is_file():
+                await asyncio.sleep(_POLL_SECONDS)
+            await container.checkpoint(checkpoint)
+        finally:
+            await container.remove()
+        (second.folder / "var" / "in" / "go").touch()
+        restored = await engine.start(second, checkpoint)
+        try:
+            return await _result(restored, second)
+        finally:
+            await restored.remove()
 
 
 async def _result(container: Container, spec: ContainerSpec) -> str:
@@ -183,15 +184,22 @@ async def _result(container: Container, spec: ContainerSpec) -> str:
     return "" if works else f"a first container ended with {end.exit_code} ({end.cause}): {end.detail[-500:]}"
 
 
-def _trial_spec(folder: Path, script: str) -> ContainerSpec:
-    folder.mkdir(mode=0o700)
+@contextlib.contextmanager
+def _trial(run_folder: Path, script: str) -> Iterator[ContainerSpec]:
+    """A small container, among all others: what a worker that is killed leaves of it is found as theirs is."""
+    id = f"selftest-{secrets.token_hex(4)}"
+    folder = run_folder / CONTAINERS / id
+    folder.mkdir(mode=0o700, parents=True)
     make_folders(folder, (1000, 1000))
     mounts = tuple(Mount(place, os.path.realpath(place)) for place in _SYSTEM if Path(place).is_dir())
-    return ContainerSpec(
-        id=f"selftest-{secrets.token_hex(4)}", folder=folder, arguments=("/bin/sh", "-c", script),
-        environment={"PATH": "/usr/bin:/bin", "HOME": "/home/user"}, working_folder="/", mounts=mounts, links={},
-        root_files={}, cpu=1.0, memory_mib=512, network="none",
-    )  # fmt: skip
+    try:
+        yield ContainerSpec(
+            id=id, folder=folder, arguments=("/bin/sh", "-c", script),
+            environment={"PATH": "/usr/bin:/bin", "HOME": "/home/user"}, working_folder="/", mounts=mounts, links={},
+            root_files={}, cpu=1.0, memory_mib=512, network="none",
+        )  # fmt: skip
+    finally:
+        remove_folder(folder)
 
 
 async def _supports_driver(runsc: str, driver_version: str) -> bool:

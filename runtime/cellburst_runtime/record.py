@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 FILE_NAME = "container.json"
+CONTAINERS = "containers"  # below the run folder: one folder for each container
 
 
 class ContainerRecord(msgspec.Struct, kw_only=True, omit_defaults=True):

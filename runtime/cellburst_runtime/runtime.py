@@ -39,14 +39,13 @@ from .mirror import MirrorPlan, machine_id, plan_mirror
 from .network import Networks
 from .oci import host_limits
 from .prepared import PreparedContainer, RunningContainer
-from .record import ContainerRecord, load_record
+from .record import CONTAINERS, ContainerRecord, load_record
 from .removal import Remover, remove_folder
 from .snapshots import SnapshotStore
 from .together import both
 
 __all__ = ["PreparedContainer", "RunningContainer", "Runtime"]
 
-CONTAINERS = "containers"  # below the run folder: one folder for each container
 STORES = "stores"  # below the data folder: disk images of layers, which must not lie in a memory file system
 SNAPSHOTS = "snapshots"  # below the data folder
 SOCKET_PATH_BYTES = 107  # sun_path of a Unix socket without its final NUL, unix(7)

@@ -145,6 +145,40 @@ async def test_a_killed_sandbox_is_told_within_ten_seconds(short_path: Path) -> 
         assert ended.reason is EndReason.CONTAINER_LOST
 
 
+async def in_its_self_test(worker: Program) -> str:
+    """The container that a worker tries its engine with at its first start, once its sandbox runs."""
+    run = worker.folder / "run"
+
+    def sandbox() -> str:
+        return next((path.name for path in (run / "containers").glob("*") if processes_of(path.name)), "")
+
+    async with asyncio.timeout(30):
+        while not (id := sandbox()):
+            assert worker.process.returncode is None, "the worker ended"
+            await asyncio.sleep(0.005)
+    return id
+
+
+@pytest.mark.gvisor
+async def test_a_worker_told_to_stop_while_it_tries_its_engine_leaves_nothing(short_path: Path) -> None:
+    async with program(short_path, "gvisor") as worker:
+        id = await in_its_self_test(worker)
+        assert await worker.stop() == 0
+        assert worker.gateway.joins == [] and traces_of(id, short_path / "run") == []
+
+
+@pytest.mark.gvisor
+async def test_a_worker_killed_while_it_tries_its_engine_is_cleaned_up_by_the_next(short_path: Path) -> None:
+    async with program(short_path, "gvisor") as first:
+        id = await in_its_self_test(first)
+        await first.stop(signal.SIGKILL)
+        second = await start(short_path, first.gateway, "gvisor")
+        await first.gateway.joined()
+        assert traces_of(id, short_path / "run") == []
+        assert await second.stop() == 0
+    assert processes_of(str(short_path)) == []
+
+
 async def test_one_worker_for_each_run_folder(short_path: Path) -> None:
     async with program(short_path, "process") as first:
         await first.gateway.joined()
