@@ -26,6 +26,7 @@ from cellburst_protocol.errors import CellburstError, ErrorCode, error
 from cellburst_protocol.messages import ValuePart
 
 HASH = re.compile(r"[0-9a-f]{64}")
+TEMPORARY_NAME = re.compile(r"[0-9a-f]{32}")
 # Read, hashed and written at a time, and freed in the source when it is copied: a huge page, because Linux gives a freed one
 # of that size to the next that asks for it. With 1 or 16 MiB the copy took memory that this machine had not used for a while,
 # which costs seconds for a gigabyte where a hypervisor has taken it back.
@@ -53,6 +54,14 @@ class BlobFolder:
     def temporary(self) -> Path:
         """A path for a file that is being written."""
         return self.folder / "tmp" / secrets.token_hex(16)
+
+    def temporary_of(self, name: str) -> Path:
+        """The file that another writes under this name. Raises PlatformError (INTEGRITY) for what is none of its names."""
+        if not TEMPORARY_NAME.fullmatch(name):
+            raise error(
+                ErrorCode.INTEGRITY, f"{name[:80]!r} is not a temporary file's name", allowed="32 hexadecimal digits"
+            )
+        return self.folder / "tmp" / name
 
     def adopt(self, temporary: Path, hash: str) -> Path:
         """Put a finished temporary file in its place."""

@@ -27,10 +27,12 @@ from cellburst_protocol.messages import (
     SideReply,
     SideRequest,
     StdinReply,
+    ValueComing,
 )
 from cellburst_protocol.peer import Stream
 
 from .calls import Call, Calls
+from .early import Early
 from .outbound import Outbound
 from .runner_link import RunnerLink
 from .side import FILE_KINDS, answer_file_request
@@ -59,6 +61,7 @@ class Inbound:
         self._queue: asyncio.Queue[tuple[Message, Sequence[Buffer]]] = asyncio.Queue(MAX_WAITING)
         self.open = asyncio.Event()  # the runner takes cells: not while it starts, nor while the session is put away
         self._side_tasks: set[asyncio.Task[None]] = set()
+        self._early = Early()
 
     async def serve(self, stream: Stream) -> None:
         """Take what the gateway sends until the stream is gone (LinkClosed, StreamEnded, or the reset's error)."""
@@ -69,6 +72,8 @@ class Inbound:
                     self._on_ack(message.sequence)
                 case SideRequest():
                     self._spawn(self._side(message))
+                case ValueComing():
+                    self._value_coming(message)
                 case RunCell():
                     if self._accepts(message):
                         await self._queue.put((message, buffers))
@@ -129,6 +134,18 @@ class Inbound:
         plain = msgspec.structs.replace(cell, value_key="", mac="", image=None, recipe=None, resources=None)
         await self._link.send(plain, buffers)
 
+    def _value_coming(self, coming: ValueComing) -> None:
+        """Show a value that is only being written; a few system calls on the same disk."""
+        if not self._site.exchange.shared or not self.open.is_set() or self._calls.running:
+            return
+        try:
+            temporary = self._site.exchange.folder.temporary_of(coming.file)
+            self._early.show(temporary, self._in_folder() / f"{coming.file}.coming", mode=0o444)
+        except (OSError, CellburstError) as why:
+            log.info("a value is not read while it is written: %s", why, extra={"container": self._container})
+            return
+        self._link.post(coming)
+
     async def _names_data(self, data: NamesData, buffers: Sequence[Buffer]) -> None:
         call = self._calls.get(data.call)
         if call is None:
@@ -149,6 +166,7 @@ class Inbound:
             parts = blob_parts(groups)
             if parts:
                 await self._site.exchange.bring(parts)
+                self._early.hide()
                 await asyncio.to_thread(place, parts, self._site.exchange.folder, self._in_folder())
                 call.blobs.update(part.hash for part in parts)
         except CellburstError as why:

@@ -32,6 +32,7 @@ from cellburst_protocol.messages import (
     RunnerCredit,
     SideReply,
     StdinRequest,
+    ValueComing,
     encode,
 )
 from cellburst_protocol.peer import Stream
@@ -40,12 +41,13 @@ from cellburst_protocol.states import EndReason
 
 from .answers import ANSWERS, Answers
 from .calls import Call, Calls
+from .early import Early
 from .feed import Feed
 from .hiding import Hiding
 from .runner_link import MAX_UNPROCESSED_BYTES, RunnerLink
 from .site import Layer, Site
 from .spool import Spool
-from .values import Taken, is_small, take, take_blob
+from .values import FILE_NAME, Taken, is_small, take, take_blob
 
 PASSED = IOPub | Notice | StdinRequest | NamesNeeded | CellStarted
 GRANT_BYTES = 256 * 1024  # a sixteenth of the runner's credit: few grants, and it never runs dry
@@ -79,6 +81,7 @@ class Outbound:
         self._waiting_bytes = 0
         self._owed_bytes = 0
         self._side_tasks: set[asyncio.Task[None]] = set()
+        self._early = Early()
 
     # -- events of the worker's own --------------------------------------------------------------------------------
 
@@ -181,6 +184,7 @@ class Outbound:
 
     async def close(self) -> None:
         """Stop what runs beside the queue."""
+        self._early.hide()
         for task in list(self._side_tasks):
             task.cancel()
         await asyncio.gather(*self._side_tasks, return_exceptions=True)
@@ -197,6 +201,8 @@ class Outbound:
                 task = asyncio.create_task(self._side_reply(incoming.message, incoming.buffers))
                 self._side_tasks.add(task)
                 task.add_done_callback(self._side_tasks.discard)
+            case ValueComing():
+                self._value_coming(incoming.message)
             case _ if isinstance(incoming.message, ANSWERS):
                 self.answers.received(incoming)
             case _:
@@ -253,6 +259,19 @@ class Outbound:
         self._ended(id)
         self.emit(done, id, [buffers[0], *taken.buffers])
 
+    def _value_coming(self, coming: ValueComing) -> None:
+        """Let the kernel read a value that is only being written: a few system calls on the same disk."""
+        exchange = self._site.exchange
+        if not exchange.shared or self.hiding is not None or not FILE_NAME.fullmatch(coming.file):
+            return
+        temporary = exchange.folder.temporary()
+        try:
+            self._early.show(self._out_folder() / coming.file, temporary)
+        except (OSError, CellburstError) as why:
+            log.info("a value is not read while it is written: %s", why, extra={"container": self._container})
+            return
+        self.answer(ValueComing(file=temporary.name, size_bytes=coming.size_bytes))
+
     async def _keep_back(self, hiding: Hiding, id: str, done: CellDone, inline: Sequence[Buffer]) -> Sequence[Buffer]:
         """Names whose bytes have a secret's value stay in the container: what goes home is stored on the way."""
         there = await asyncio.to_thread(hiding.held_back, done.home, inline, self._out_folder())
@@ -273,9 +292,10 @@ class Outbound:
         return [*kept, *waiting]
 
     async def _take(self, done: CellDone, inline: Sequence[Buffer]) -> Taken:
-        if not done.home:
-            return Taken()
+        self._early.hide()  # a file with a second name would be copied
         try:
+            if not done.home:
+                return Taken()
             taken = await self._take_groups(done, inline)
             await self._site.exchange.publish(taken.blobs)
         except (CellburstError, OSError) as why:
@@ -305,6 +325,7 @@ class Outbound:
         if ended.call and not self._calls.knows(ended.call):
             ended.call = ""
         self.last_executor_text = ended.text
+        self._early.hide()
         if self.restoring:
             return
         self._ended(ended.call)
@@ -330,6 +351,7 @@ class Outbound:
         kept: Sequence[Buffer] = buffers
         try:
             blobs, out = self._site.exchange.folder, self._out_folder()
+            self._early.hide()
             if reply.groups:
                 if self.hiding is not None:
                     there = await asyncio.to_thread(self.hiding.held_back, reply.groups, buffers, out)
@@ -354,7 +376,7 @@ class Outbound:
         reply.mac = mac.sign(key, f"side:{reply.id}", reply.groups) if key else ""
         self.answer(reply, kept)
 
-    def answer(self, reply: SideReply, buffers: Sequence[Buffer] = ()) -> None:
+    def answer(self, reply: SideReply | ValueComing, buffers: Sequence[Buffer] = ()) -> None:
         """Send an answer if the gateway is there; it asks again after a lost link."""
         if self.stream is not None:
             try:

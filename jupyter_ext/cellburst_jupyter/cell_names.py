@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,15 @@ from cellburst.sizes import size_text
 from cellburst_protocol.errors import ErrorCode, error
 from cellburst_protocol.framing import Buffer
 from cellburst_protocol.mac import verify
-from cellburst_protocol.messages import CellDone, ContainerStarted, FileChange, MirrorSpec, NameGroup, ValuePart
+from cellburst_protocol.messages import (
+    CellDone,
+    ContainerStarted,
+    FileChange,
+    MirrorSpec,
+    NameGroup,
+    ValueComing,
+    ValuePart,
+)
 
 from .cell_image import CellImage
 from .environment import describe_drift
@@ -25,6 +34,7 @@ if TYPE_CHECKING:
     from .names_values import NameSync, Prepared
 
 SHOWN_FILES = 6
+EARLY_BYTES = 16 * 1024 * 1024  # reading less takes about as long as saying so
 DISCARD_BYTES = 64 * 1024 * 1024  # smaller results are kept for a kernel that attaches later
 
 
@@ -132,7 +142,12 @@ class Names:
 
     def _store(self, blobs: dict[str, memoryview]) -> None:
         for hash, view in blobs.items():
-            self._notebook.hub.blobs.put(hash, view)
+            self._notebook.hub.blobs.put(hash, view, functools.partial(self._tell_coming, view.nbytes))
+
+    def _tell_coming(self, size_bytes: int, file: str) -> None:
+        """Let the container read a large value while it is written."""
+        if size_bytes >= EARLY_BYTES and self._session.container_id:
+            self._session.send(ValueComing(file=file, size_bytes=size_bytes))
 
 
 def blob_reader(notebook: Notebook) -> Callable[[ValuePart], Buffer]:

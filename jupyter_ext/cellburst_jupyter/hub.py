@@ -85,6 +85,7 @@ class Hub:
         session = self.sessions.get(name)
         if session is None:
             session = RemoteSession(self.loop, self.notebook, name, KERNEL_ID, self._on_late)
+            session.on_coming = lambda coming: self.blobs.begin_get(coming.file, coming.size_bytes)
         if session.info is None or not self.connected:
             self.connect()
             wait(self.loop.submit(self._open(session, attach)))

@@ -40,6 +40,7 @@ from cellburst_protocol.messages import (
     SideReply,
     SideRequest,
     UsageReport,
+    ValueComing,
 )
 from cellburst_protocol.peer import LinkClosed, Peer, Stream, StreamEnded
 from cellburst_protocol.resources import Resources
@@ -116,6 +117,7 @@ class RemoteSession:
         self._acked = 0
         self._held: list[Item] = []
         self._attach = False
+        self.on_coming: Callable[[ValueComing], None] = lambda coming: None  # on the loop
         self.id = ""
         self.info: SessionInfo | None = None
         self.current: CellRun | None = None
@@ -287,6 +289,8 @@ class RemoteSession:
                 if run is not None and run.call == message.call:
                     run.ended = True
                     run.deliver(Item(message))
+            case ValueComing():
+                self.on_coming(message)
             case UsageReport():
                 if self.current is not None and not self.current.ended:
                     self.current.deliver(Item(message))

@@ -25,6 +25,7 @@ from cellburst_protocol.messages import (
     SideReply,
     SideRequest,
     StdinReply,
+    ValueComing,
 )
 from cellburst_protocol.peer import Stream, StreamEnded
 
@@ -146,6 +147,9 @@ class KernelStream:
                 self._hub.logs.ack(session.id, message.sequence)
             case SideRequest():
                 await self._side(message, buffers)
+            case ValueComing():
+                if session.container is not None and session.container.connected and session.park is None:
+                    await session.container.send(message)
             case StdinReply() | CommMessage():
                 if session.container is not None:
                     try:

@@ -117,6 +117,19 @@ class NamesData(Base, kw_only=True, tag="names_data"):
     mac: str = ""
 
 
+class ValueComing(Base, kw_only=True, tag="value_coming"):
+    """A large value is being written now: who will read it may begin. Advisory: nobody waits for it or answers it, it may be
+    lost, and what was read so early counts only if it turns out to be the very file that the cell names later.
+
+    Kernel -> gateway -> worker -> runner before a RunCell, while the session is idle; runner -> worker -> gateway -> kernel
+    before a CellDone. `file` is the name below `tmp/` of the blob folder, between those that share it; for the runner it is
+    IN/<file>.coming on the way in and OUT/<file> on the way out.
+    """
+
+    file: str
+    size_bytes: int
+
+
 class StdinReply(Base, kw_only=True, tag="stdin_reply"):
     """What the person typed. `eof` instead of a value is an interrupt of the prompt."""
 

@@ -25,6 +25,7 @@ INITIAL_CREDIT_BYTES = (
 # Sent before any waiting event, and without credit.
 CONTROL_TAGS = frozenset({
     "runner_hello", "runner_ready", "runner_pong", "executor_ended", "side_reply", "runner_frozen", "runner_names_loaded",
+    "value_coming",
 })  # fmt: skip
 
 _U32 = struct.Struct(">I")

@@ -38,6 +38,7 @@ TO_RUNNER: list[tuple[m.Message, list[bytes]]] = [
     (m.RunnerStart(environment={"A": "2"}, restored=True, reseed=True), []),
     (m.RunnerLoadNames(groups=[_GROUP]), [b"abc"]),
     (m.ReleaseSecrets(environment={"TOKEN": "xyz"}, origins={"TOKEN": "hub"}), []),
+    (m.ValueComing(file="ef" * 16, size_bytes=1000), []),
 ]
 FROM_RUNNER: list[tuple[m.Message, str, list[bytes]]] = [
     (m.RunnerHello(container="k1", protocol=(1, 0), python_version="3.11.7", pid=1), "", []),
@@ -54,6 +55,7 @@ FROM_RUNNER: list[tuple[m.Message, str, list[bytes]]] = [
     (m.StdinRequest(prompt="name? "), "c1", []),
     (m.CellDone(status="ok", home=[_GROUP], run_seconds=0.25), "c1", [_REPLY, b"xyz"]),
     (m.SideReply(id="s1", content={"matches": ["np.e"]}), "", []),
+    (m.ValueComing(file="ab" * 16, size_bytes=20_000_000), "", []),
     (m.RunnerPong(number=7, executor_alive_seconds=0.1), "", []),
     (m.ExecutorEnded(call="c1", signal=11, text="Fatal Python error: Segmentation fault"), "", []),
     (m.RunnerFrozen(files=["/usr/lib/a.so"], groups=[_GROUP], lost=[_LOST], preloaded=["numpy"]), "", [b"abc"]),

@@ -53,6 +53,7 @@ class CellExecutor:
         self._decoder = wire.Decoder()
         names = (self._shell.user_ns, os.path.join(folder, "in"), os.path.join(folder, "out"))
         self._values = ValueStore(*names)
+        self._values.on_file = lambda name, size: sender.send({"t": "value_coming", "file": name, "size_bytes": size})
         self._imports = ImportLog(os.getcwd())
         self._secrets = SecretEnvironment()
         self._loop = asyncio.get_event_loop_policy().get_event_loop()
@@ -98,7 +99,10 @@ class CellExecutor:
             self._names_data.set_result((message, buffers))
         elif message["t"] == "release_secrets":
             self._secrets.take(message.get("environment", {}))
+        elif message["t"] == "value_coming":
+            self._values.coming.begin(message["file"], message["size_bytes"])
         elif message["t"] in TAGS:
+            self._values.coming.drop()
             self._snapshot.take(message, buffers)
 
     def _begin(self, message: dict[str, Any], buffers: list[memoryview]) -> None:
@@ -140,6 +144,7 @@ class CellExecutor:
         except Exception as why:
             reply = self._failed(why, str(why))
             fields, parts = self._gather_after_failure(message)
+        self._values.coming.drop()
         head = {"t": "cell_done", "call": self._call, "status": reply["status"], **fields}
         head["run_seconds"] = round(self._run_seconds, 6)
         imported = self._imports.news()

@@ -69,7 +69,7 @@ class Supervisor:
             "stdin_reply": self._on_side, "comm": self._on_side, "side_request": self._on_side,
             "interrupt": self._on_interrupt, "runner_ping": self._on_ping, "runner_credit": self._on_credit,
             "runner_freeze": self._on_freeze, "runner_detach": self._on_detach, "runner_load_names": self._on_load_names,
-            "release_secrets": self._on_secrets,
+            "release_secrets": self._on_secrets, "value_coming": self._on_value_coming,
         }  # fmt: skip
 
     # -- the loop --------------------------------------------------------------------------------------------------
@@ -212,6 +212,11 @@ class Supervisor:
         if self._executor is not None and self._executor.ready:
             self._executor.work.send(self._secrets)
 
+    def _on_value_coming(self, message: dict[str, Any], body: bytes) -> None:
+        idle = not (self._running or self._waiting or self._freezer.holds)
+        if self._executor is not None and self._executor.ready and idle:
+            self._executor.work.send(_framed(body))
+
     def _on_run_cell(self, message: dict[str, Any], body: bytes) -> None:
         self._waiting.append((message["call"], body))
         self._next_cell()
@@ -344,6 +349,8 @@ class Supervisor:
             if self._freezer.answered(message, _framed(body)):
                 self._say_ready(message.get("notes", []))
             self._next_cell()
+        elif tag == "value_coming":
+            self._link.control(_framed(body))
         elif tag == "cell_done":
             self._output.send_tails()
             self._link.event(_framed(body))

@@ -10,55 +10,22 @@ when the value is changed here without going home: the kernel's copy is then the
 
 from __future__ import annotations
 
-import mmap
 import os
 import pickle
 import secrets
 import types
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from . import values_modules, values_pickle, values_share, values_shown
+from .values_coming import Coming
+from .values_files import read_file, write_file
 from .values_shown import hidden
 
 INLINE_BYTES = 64 * 1024  # a larger part is a file
 INLINE_TOTAL_BYTES = 900 * 1024  # a message's inline parts stay under 1 MiB with room for its head
-CHUNK_BYTES = 16 * 1024 * 1024  # files go in such steps, so that a signal waits at most for one
+EARLY_BYTES = 16 * 1024 * 1024  # reading less takes about as long as saying so
 
 Group = Dict[str, Any]
-
-
-def read_file(path: str, size_bytes: int) -> memoryview:
-    """A file's bytes in fresh, writable memory. Raises OSError, or EOFError when it is shorter."""
-    view = fresh_memory(size_bytes)
-    with open(path, "rb", buffering=0) as file:
-        done = 0
-        while done < size_bytes:
-            count = file.readinto(view[done : done + CHUNK_BYTES])
-            if not count:
-                raise EOFError(f"{path} has {done} bytes, not {size_bytes}")
-            done += count
-    return view
-
-
-def fresh_memory(size_bytes: int) -> memoryview:
-    """Writable memory that is not filled first: zeros would cost as much as the reading itself.
-
-    A plain anonymous mapping: numpy asks for huge pages, and looking for those took seconds for 1 GB where the page cache had
-    filled the memory.
-    """
-    if size_bytes > INLINE_BYTES:
-        return memoryview(mmap.mmap(-1, size_bytes))
-    return memoryview(bytearray(size_bytes))
-
-
-def write_file(path: str, pieces: Sequence[Any]) -> None:
-    """A new file of these buffers, one after the other, uncopied."""
-    with open(path, "xb", buffering=0) as file:
-        for piece in pieces:
-            view = memoryview(piece).cast("B")
-            done = 0
-            while done < view.nbytes:
-                done += file.write(view[done : done + CHUNK_BYTES])
 
 
 class ValueStore:
@@ -76,6 +43,9 @@ class ValueStore:
         self._ids: Dict[str, int] = {}
         self._kernel_python = ""
         self._tracked: List[str] = []
+        self.coming = Coming(self._in)
+        # told (name, size in bytes) of a large file in OUT that begins to be written
+        self.on_file: Callable[[str, int], None] = lambda name, size_bytes: None
 
     # -- in --------------------------------------------------------------------------------------------------------
 
@@ -133,7 +103,8 @@ class ValueStore:
     def _part(self, part: Dict[str, Any], inline: Iterator[Any]) -> Any:
         if part.get("at", "there") == "inline":
             return bytearray(next(inline))
-        return read_file(os.path.join(self._in, part["hash"]), part["size_bytes"])
+        early = self.coming.take(part["hash"], part["size_bytes"])
+        return early if early is not None else read_file(os.path.join(self._in, part["hash"]), part["size_bytes"])
 
     # -- around the cell -------------------------------------------------------------------------------------------
 
@@ -317,11 +288,15 @@ class ValueStore:
                 room -= size
             else:
                 name = secrets.token_hex(16)
-                write_file(os.path.join(self._out, name), pieces)
+                write_file(os.path.join(self._out, name), pieces, lambda: self._told(name, size))  # noqa: B023
                 parts.append({"hash": "file:" + name, "size_bytes": size, "at": "blob"})
         for name in packed.names:
             self._have[name] = token
         return {"names": packed.names, "hash": "", "parts": parts}, inline
+
+    def _told(self, name: str, size_bytes: int) -> None:
+        if size_bytes >= EARLY_BYTES:
+            self.on_file(name, size_bytes)
 
     def fetch(self, name: str) -> Tuple[Group, List[Any]]:
         """One name whatever its size, as a group and its inline buffers. Raises KeyError when there is none of that name,

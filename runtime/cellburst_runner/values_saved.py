@@ -18,8 +18,9 @@ import time
 from typing import Any, Dict, List, Sequence, Tuple
 
 from . import values_modules, values_pickle, values_share, values_shown
-from .values import INLINE_BYTES, INLINE_TOTAL_BYTES, Group, read_file, write_file
+from .values import INLINE_BYTES, INLINE_TOTAL_BYTES, Group
 from .values_culprit import BoundedFile, TooLarge, find
+from .values_files import read_file, write_file
 
 CULPRIT_SECONDS = 2.0  # for all names together: a path cut short is still of use
 MEMORY_SHARE = (

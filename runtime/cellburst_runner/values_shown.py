@@ -9,7 +9,21 @@ from typing import Any, Dict, Optional
 
 HEAD_CHARACTERS = 2000  # one screen
 _hidden = re.compile(r"(In|Out|open|get_ipython|exit|quit|_{1,3}|_i{1,3}|_i\d+|_\d+|_[iod]h|__\w+__)\Z")
-_short = reprlib.Repr()
+
+
+class _Short(reprlib.Repr):
+    """As the standard one, which would write out all bytes of a value that it shows 400 letters of."""
+
+    def repr_bytes(self, value: Any, level: int) -> str:
+        """The beginning of bytes and bytearrays."""
+        if len(value) <= self.maxother:
+            return self.repr_instance(value, level)
+        return repr(value[: self.maxother])[: self.maxother] + "..."
+
+    repr_bytearray = repr_bytes
+
+
+_short = _Short()
 _short.maxlist = _short.maxdict = _short.maxtuple = _short.maxset = 20
 _short.maxstring = _short.maxother = 400
 

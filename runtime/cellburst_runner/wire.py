@@ -23,6 +23,7 @@ INITIAL_CREDIT_BYTES = 4 * 1024 * 1024  # events a runner may send before the fi
 # These are sent before any waiting event and take no credit.
 CONTROL_TAGS = frozenset({
     "runner_hello", "runner_ready", "runner_pong", "executor_ended", "side_reply", "runner_frozen", "runner_names_loaded",
+    "value_coming",
 })  # fmt: skip
 
 _U32 = struct.Struct(">I")

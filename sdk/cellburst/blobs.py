@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import mmap
 import os
+import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator
@@ -18,10 +19,12 @@ from cellburst_protocol.errors import ErrorCode, error
 from cellburst_protocol.framing import Buffer
 from cellburst_protocol.messages import Welcome
 
+from .blobs_early import EarlyReads
 from .endpoint import Endpoint
 from .http_connection import connection
 from .local_files import lies_on_this_machine
 
+TEMPORARY_NAME = re.compile(r"[0-9a-f]{32}")
 CHUNK_BYTES = 8 * 1024 * 1024
 READ_BYTES = 1024 * 1024
 HASH_BYTES = 64 * 1024 * 1024
@@ -35,6 +38,7 @@ class BlobClient:
     def __init__(self, endpoint: Endpoint, welcome: Welcome) -> None:
         self._endpoint = endpoint
         self._folder = _shared_folder(welcome)
+        self._early = EarlyReads()
 
     @property
     def shared(self) -> bool:
@@ -48,8 +52,11 @@ class BlobClient:
         with self._request("HEAD", hash) as response:
             return response.status == 200
 
-    def put(self, hash: str, view: Buffer) -> None:
-        """Store bytes under their BLAKE3 hash; nothing happens if it is there. Raises DISK_FULL or another error."""
+    def put(self, hash: str, view: Buffer, on_file: Callable[[str], None] = lambda name: None) -> None:
+        """Store bytes under their BLAKE3 hash; nothing happens if it is there. Raises DISK_FULL or another error.
+
+        `on_file` is told the name below tmp/ of the shared folder's file that the bytes are being written to.
+        """
         if self.has(hash):
             return
         data = memoryview(view).cast("B")
@@ -62,6 +69,7 @@ class BlobClient:
         part = self._folder / "tmp" / secrets.token_hex(16)
         try:
             with open(part, "xb", buffering=0) as file:
+                on_file(part.name)
                 for start in range(0, len(data), CHUNK_BYTES):
                     _write_all(file.fileno(), data[start : start + CHUNK_BYTES])
             part.rename(self._folder / hash[:2] / hash)
@@ -107,6 +115,12 @@ class BlobClient:
         finally:
             part.unlink(missing_ok=True)
 
+    def begin_get(self, file: str, size_bytes: int) -> None:
+        """A result is being written as `file` below tmp/ of the shared folder: read it from now on, for a `get` of it later.
+        Nothing happens where it cannot be read here."""
+        if self._folder is not None and TEMPORARY_NAME.fullmatch(file):
+            self._early.begin(self._folder / "tmp" / file, size_bytes)
+
     def discard(self, hash: str) -> None:
         """The blob was a result, and it was read: its file goes, so that its disk and memory can be used again.
 
@@ -127,6 +141,10 @@ class BlobClient:
         A large blob of this machine that nobody can change any more is not copied: its file is mapped, and a page is copied
         when it is first written to.
         """
+        if self._folder is not None:
+            early = self._early.take(self._folder / hash[:2] / hash, hash, size_bytes)
+            if early is not None:
+                return early
         if self._folder is not None and size_bytes >= MAP_BYTES:
             mapped = _map_sealed(self._folder / hash[:2] / hash, size_bytes)
             if mapped is not None:

@@ -54,6 +54,7 @@ class FakeContainer:
     request: m.StartContainer
     events: list[Got] = field(default_factory=list)
     replies: dict[str, tuple[m.SideReply, list[bytes]]] = field(default_factory=dict)
+    coming: list[m.ValueComing] = field(default_factory=list)
     stream: Stream | None = None
     duplicates: int = 0
     acknowledge: bool = True
@@ -261,6 +262,9 @@ class FakeGateway:
     def _took(self, container: FakeContainer, message: m.Message, buffers: list[bytes]) -> None:
         if isinstance(message, m.SideReply):
             container.replies[message.id] = (message, buffers)
+            return
+        if isinstance(message, m.ValueComing):
+            container.coming.append(message)
             return
         assert isinstance(message, m.Numbered)
         if message.sequence <= container.recorded:

@@ -30,6 +30,7 @@ from cellburst_protocol.messages import (
     Queued,
     SideRequest,
     StopSession,
+    ValueComing,
     decode,
 )
 from cellburst_protocol.resources import GpuChoice, Resources
@@ -124,6 +125,22 @@ async def test_names_needed_are_asked_and_passed_on(house: House) -> None:
     assert (await kernel.ended("c1")).reason is EndReason.DONE
     (container,) = worker.containers.values()
     assert [m.mac for m in container.received if isinstance(m, NamesData)] == ["seal"]
+
+
+async def test_values_on_their_way_are_told_to_the_other_end(house: House) -> None:
+    worker = await house.worker()
+    kernel = await house.kernel()
+    await kernel.run("print ok", call="c1", resources=A100)
+    await kernel.ended("c1")
+    (container,) = worker.containers.values()
+    assert kernel.stream is not None and container.stream is not None
+    coming, leaving = ValueComing(file="ab" * 16, size_bytes=7), ValueComing(file="cd" * 16, size_bytes=8)
+    await kernel.stream.send(coming)
+    container.stream.post(leaving)
+    await kernel.until(lambda: leaving in kernel.said)
+    await kernel.run("print ok", call="c2", resources=A100)
+    await kernel.ended("c2")
+    assert coming in container.received
 
 
 async def test_interrupt_reaches_the_code(house: House) -> None:

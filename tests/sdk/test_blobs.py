@@ -9,7 +9,7 @@ import pytest
 from blake3 import blake3
 
 from cellburst import blobs as module
-from cellburst import local_files
+from cellburst import blobs_early, local_files
 from cellburst.blobs import BlobClient
 from cellburst.endpoint import Endpoint
 from cellburst_protocol.errors import CellburstError, ErrorCode
@@ -132,3 +132,66 @@ def test_an_interrupted_put_leaves_nothing(client: BlobClient, tmp_path: Path, m
     monkeypatch.undo()
     client.put(hash, DATA)
     assert not list((tmp_path / "tmp").iterdir()) and bytes(client.get(hash, len(DATA))) == DATA
+
+
+NAME = "ab" * 16
+
+
+def written_as(client: BlobClient, folder: Path, data: bytes, *, announced: int) -> tuple[str, Path]:
+    """A result that is announced when `announced` bytes are there, and then written to its end and moved, as a worker does."""
+    (folder / "tmp").mkdir(exist_ok=True)
+    hash = blake3(data).hexdigest()
+    with (folder / "tmp" / NAME).open("wb", buffering=0) as file:
+        file.write(data[:announced])
+        client.begin_get(NAME, len(data))
+        file.write(data[announced:])
+    (folder / hash[:2]).mkdir(exist_ok=True)
+    return hash, (folder / "tmp" / NAME).rename(folder / hash[:2] / hash)
+
+
+def test_a_result_is_read_while_it_is_written(client: BlobClient, tmp_path: Path) -> None:
+    hash, path = written_as(client, tmp_path, DATA, announced=1000)
+    (read,) = client._early._reads.values()
+    assert read.done.wait(30)
+    path.write_bytes(b"changed" + DATA[7:])  # the same file: what was read before counts
+    view = client.get(hash, len(DATA))
+    assert view == DATA
+    view[:4] = b"mine"
+    assert path.read_bytes()[:7] == b"changed"
+    with pytest.raises(CellburstError) as damaged:
+        client.get(hash, len(DATA))
+    assert damaged.value.code is ErrorCode.INTEGRITY, "read once: the next time it is the file"
+
+
+def test_another_file_or_other_bytes_than_announced_are_read_anew(client: BlobClient, tmp_path: Path) -> None:
+    hash, path = written_as(client, tmp_path, DATA, announced=len(DATA))
+    path.unlink()
+    path.write_bytes(DATA)  # another file
+    assert client.get(hash, len(DATA)) == DATA
+    other = bytes(len(DATA))
+    _written, path = written_as(client, tmp_path, other, announced=len(DATA))
+    path.rename(tmp_path / hash[:2] / hash)  # the file, with bytes that are not this value's
+    with pytest.raises(CellburstError):
+        client.get(hash, len(DATA))
+
+
+def test_a_result_that_breaks_off_is_given_up(
+    client: BlobClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blobs_early, "STALLED_SECONDS", 0.0)
+    hash, path = written_as(client, tmp_path, DATA[:1000], announced=500)
+    path.rename(tmp_path / "tmp" / NAME)
+    client.begin_get(NAME, len(DATA))
+    for read in client._early._reads.values():
+        assert read.done.wait(30) and read.view is None
+    hash, _ = store(tmp_path, DATA, OPEN)
+    assert client.get(hash, len(DATA)) == DATA
+
+
+def test_only_regular_files_below_tmp_are_read_early(client: BlobClient, tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    os.mkfifo(tmp_path / "tmp" / NAME)
+    (tmp_path / "tmp" / ("cd" * 16)).symlink_to(tmp_path / "proof")
+    for name in (NAME, "cd" * 16, "ef" * 16, "../proof", ""):
+        client.begin_get(name, 4)
+    assert client._early._reads == {}
