@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -92,36 +93,48 @@ def wait_for_warm(place: House) -> None:
     raise RuntimeError(f"no warm container within {TEMPLATE_SECONDS:g} s")
 
 
-def template_start(place: House) -> Iterator[Figure]:
-    """A fresh session of an image that has a template, against booting a local ipykernel; then the same from the warm pool."""
-    kernel = place.kernel()
-    try:
-        kernel.check("%load_ext cellburst_jupyter")
-        kernel.check("%%modal session=warmup card=off\nx = 1")
-        wait_for_templates(place, 1)
-        kernel.check("%modal stop session=warmup")
-        took: dict[str, list[float]] = {"template": [], "warm pool": []}
-        theirs = []
-        number = 0
-        while min(len(seconds) for seconds in took.values()) < ROUNDS and number < 6 * ROUNDS:
-            number += 1
-            if len(took["warm pool"]) < ROUNDS and number % 2:
-                wait_for_warm(place)
-            seconds = first_output(kernel, f"%%modal session=fresh{number} card=off\nprint(1, flush=True)")
-            took.setdefault(start_kind(place, f"fresh{number}"), []).append(seconds)
-            kernel.check(f"%modal stop session=fresh{number}")
-            if len(theirs) < ROUNDS:
-                theirs.append(local_boot(place))
-        peer = statistics.median(theirs)
-        mine = statistics.median(took["template"])
-        how = f"of {len(took['template'])}: {', '.join(f'{s:.2f}' for s in took['template'])} s; booting a local ipykernel {peer:.2f} s"
+def template_start(_: House) -> Iterator[Figure]:
+    """A fresh session of an image that has a template, against booting a local ipykernel: in a house without a warm pool, which
+    would be filling itself up with restores of its own meanwhile."""
+    with house(warm_pool=False) as place, contextlib.closing(place.kernel()) as kernel:
+        _make_template(place, kernel)
+        ours, theirs = [], []
+        for number in range(ROUNDS):
+            ours.append(_fresh(place, kernel, number, "template"))
+            theirs.append(local_boot(place))
+        mine, peer = statistics.median(ours), statistics.median(theirs)
+        how = f"of {len(ours)}: {', '.join(f'{s:.2f}' for s in ours)} s; booting a local ipykernel {peer:.2f} s"
         yield Figure("start to first output, template restored", mine, "s", 0.30, "max", how)
         yield Figure("the same against booting a local ipykernel", mine / peer, "times", 0.35, "max", how)
-        warm = took["warm pool"]
-        yield Figure("start to first output from the warm pool", statistics.median(warm) * 1e3, "ms", 100.0, "max",
-                     f"of {len(warm)}: {', '.join(f'{s * 1e3:.0f}' for s in warm)} ms")  # fmt: skip
-    finally:
-        kernel.close()
+
+
+def warm_start(place: House) -> Iterator[Figure]:
+    """A fresh session when a restored container waits for one."""
+    with contextlib.closing(place.kernel()) as kernel:
+        _make_template(place, kernel)
+        ours = []
+        for number in range(ROUNDS):
+            wait_for_warm(place)
+            ours.append(_fresh(place, kernel, number, "warm pool"))
+        yield Figure("start to first output from the warm pool", statistics.median(ours) * 1e3, "ms", 100.0, "max",
+                     f"of {len(ours)}: {', '.join(f'{s * 1e3:.0f}' for s in ours)} ms")  # fmt: skip
+
+
+def _make_template(place: House, kernel: Kernel) -> None:
+    kernel.check("%load_ext cellburst_jupyter")
+    kernel.check("%%modal session=warmup card=off\nx = 1")
+    wait_for_templates(place, 1)
+    kernel.check("%modal stop session=warmup")
+
+
+def _fresh(place: House, kernel: Kernel, number: int, kind: str) -> float:
+    """Seconds to the first output of a new session, which must have come up as `kind`."""
+    seconds = first_output(kernel, f"%%modal session=fresh{number} card=off\nprint(1, flush=True)")
+    came_up = start_kind(place, f"fresh{number}")
+    if came_up != kind:
+        raise RuntimeError(f"session fresh{number} came up as {came_up}, not as {kind}")
+    kernel.check(f"%modal stop session=fresh{number}")
+    return seconds
 
 
 def torch_start(place: House) -> Iterator[Figure]:

@@ -34,6 +34,8 @@ CHUNK_BYTES = 2 * 1024 * 1024
 SEALED_MODE, MOVED_MODE = 0o444, 0o644  # who may reach a blob at all is what its folder's mode says
 HTTP_TIMEOUT_SECONDS = 30.0  # without a byte moving
 
+Copied = Callable[[str, int, Path], str]
+
 _fallocate = getattr(ctypes.CDLL(None), "fallocate", None)  # only on Linux
 
 
@@ -97,8 +99,10 @@ class BlobFolder:
             partial.replace(target)
         target.chmod(stat.S_IMODE(target.stat().st_mode) | 0o444)  # seals nothing that is not
 
-    def take_file(self, folder: Path, name: str, size_bytes: int) -> str:
+    def take_file(self, folder: Path, name: str, size_bytes: int, copied: Copied = lambda name, size, path: "") -> str:
         """Move FOLDER/NAME, which a container wrote, in here and return its hash.
+
+        `copied` puts a copy that was made already at a path, and returns its hash; "" when there is none.
 
         The file is first renamed away from the container, so that its name can no longer be changed under us, and only
         then opened, without following links. Raises PlatformError (INTEGRITY) for anything but a regular file of that
@@ -106,7 +110,11 @@ class BlobFolder:
         """
         source, staged = folder / name, self.temporary()
         try:
-            hash = self._stage(source, staged, size_bytes)
+            hash = copied(name, size_bytes, staged)
+            if hash:
+                _discard(source)
+            else:
+                hash = self._stage(source, staged, size_bytes)
             self.adopt(staged, hash)
         except FileNotFoundError:
             raise error(ErrorCode.INTEGRITY, f"the value file {name!r} is not there") from None
@@ -183,28 +191,51 @@ def _open_regular(path: Path, size_bytes: int, access: int = os.O_RDONLY) -> int
     return fd
 
 
-def _hash_fd(fd: int, size_bytes: int, copy_to: Path | None = None, *, free: bool = False) -> str:
-    """Hash a file, and copy it. `free`: the file is not needed afterwards, and gives its memory back as it is copied, which
-    the copy then takes."""
+class Copier:
+    """Copies an open file from its beginning, and hashes it; `out` -1 only hashes. `free`: the file is not needed afterwards,
+    and gives its memory back as it is copied, which the copy then takes."""
+
     # By read and not by mmap: a container that cuts the file short meanwhile must give an error and no SIGBUS.
-    hasher, done = blake3(), 0
-    buffer = memoryview(bytearray(min(CHUNK_BYTES, max(size_bytes, 1))))
+    def __init__(self, source: int, out: int, size_bytes: int, *, free: bool = False) -> None:
+        self._source, self._out, self._free = source, out, free
+        self._hasher = blake3()
+        self._buffer = memoryview(bytearray(min(CHUNK_BYTES, max(size_bytes, 1))))
+        self.done = 0
+
+    def step(self) -> int:
+        """Copy what is there, at most CHUNK_BYTES; how much that was, 0 at the end. Raises OSError; may be called again then."""
+        got = os.preadv(self._source, [self._buffer], self.done)
+        piece = self._buffer[:got]
+        _write_all(self._out, piece, self.done)
+        self._hasher.update(piece)
+        if self._free and got:
+            _punch(self._source, self.done, got)
+        self.done += got
+        return got
+
+    def hash(self) -> str:
+        """BLAKE3 of what was copied, in hex."""
+        return self._hasher.hexdigest()
+
+
+def changed(done: int, size_bytes: int) -> CellburstError:
+    """For a file that does not have as many bytes as were announced."""
+    return error(ErrorCode.INTEGRITY, f"a value file changed while it was read: {done} bytes instead of {size_bytes}")
+
+
+def _hash_fd(fd: int, size_bytes: int, copy_to: Path | None = None, *, free: bool = False) -> str:
+    """Hash a file, and copy it. `free`: see Copier."""
     out = os.open(copy_to, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, SEALED_MODE) if copy_to else -1
     try:
-        while got := os.readv(fd, [buffer]):
-            hasher.update(buffer[:got])
-            _write_all(out, buffer[:got])
-            if free:
-                _punch(fd, done, got)
-            done += got
+        copier = Copier(fd, out, size_bytes, free=free)
+        while copier.step():
+            pass
     finally:
         if out >= 0:
             os.close(out)
-    if done != size_bytes:
-        raise error(
-            ErrorCode.INTEGRITY, f"a value file changed while it was read: {done} bytes instead of {size_bytes}"
-        )
-    return hasher.hexdigest()
+    if copier.done != size_bytes:
+        raise changed(copier.done, size_bytes)
+    return copier.hash()
 
 
 def _punch(fd: int, offset: int, size_bytes: int) -> None:
@@ -214,9 +245,10 @@ def _punch(fd: int, offset: int, size_bytes: int) -> None:
         _fallocate(fd, keep_size | punch_hole, ctypes.c_int64(offset), ctypes.c_int64(size_bytes))
 
 
-def _write_all(fd: int, data: memoryview) -> None:
+def _write_all(fd: int, data: memoryview, offset: int) -> None:
     while fd >= 0 and data:
-        data = data[os.write(fd, data) :]
+        count = os.pwrite(fd, data, offset)
+        data, offset = data[count:], offset + count
 
 
 class GatewayBlobs:
@@ -264,8 +296,8 @@ class GatewayBlobs:
             _check_status(answer.status, f"does not give the blob {hash[:16]}…")
             while done <= size_bytes and (piece := answer.read(CHUNK_BYTES)):
                 hasher.update(piece)
+                _write_local(out, piece, done)
                 done += len(piece)
-                _write_local(out, piece)
         except (OSError, http.client.HTTPException) as why:
             raise _unavailable("read from", why) from None
         finally:
@@ -285,9 +317,9 @@ class GatewayBlobs:
         return {"Authorization": f"Bearer {self._token()}"}
 
 
-def _write_local(fd: int, piece: bytes) -> None:
+def _write_local(fd: int, piece: bytes, offset: int) -> None:
     try:
-        _write_all(fd, memoryview(piece))
+        _write_all(fd, memoryview(piece), offset)
     except OSError as why:
         raise error(
             ErrorCode.DISK_FULL, f"the worker's blob folder takes no more: {why.strerror}", next="free some space"

@@ -1,20 +1,31 @@
-"""Large values while they are being written: shown to their reader before they are whole.
+"""Large values while they are being written: read before they are whole, so that a cell waits for the slower of both.
 
-In: the kernel writes a blob, the container reads it meanwhile. Out: the container writes a value, the kernel reads it meanwhile.
-All of it only saves time: a reader makes sure that it read the very file which the cell names later, and what was not read
-early is read then. A file is shown by a second name, which is taken away before the first is moved. (Hashing it here as it
-grows was tried and made it slower: writer and reader already have two cores to themselves.)
+In: the kernel writes a blob, the container reads it meanwhile. Out: the container writes a value, and where its folder is on the
+blobs' own disk the kernel reads it meanwhile, else the worker copies it to there. Showing only saves time: a reader makes sure
+that it read the very file which the cell names later. A file is shown by a second name, which is taken away before the first is
+moved. (Hashing it here as well, as it grows, made it slower: writer and reader already have two cores to themselves.)
 """
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import stat
+import threading
 from pathlib import Path
 
-from cellburst_protocol.errors import ErrorCode, error
+from cellburst_protocol.errors import CellburstError, ErrorCode, error
+from cellburst_protocol.messages import ValueComing
 
+from .blobs import CHUNK_BYTES, SEALED_MODE, TEMPORARY_NAME, Copier, changed
+from .exchange import Exchange
+
+MAX_COPIED = 8
+POLL_SECONDS = 0.002
 MAX_SHOWN = 64  # of one container at a time; more are read when they are whole
+
+log = logging.getLogger(__name__)
 
 
 class Early:
@@ -41,3 +52,103 @@ class Early:
         shown, self._shown = self._shown, []
         for path in shown:
             path.unlink(missing_ok=True)
+
+
+class Leaving:
+    """The values that one container's cell is writing. `finish` in a thread, the rest on the loop."""
+
+    def __init__(self, container: str) -> None:
+        self._container = container
+        self._shown = Early()
+        self._copies: dict[str, CopyBehind] = {}
+
+    def begin(self, coming: ValueComing, out: Path, exchange: Exchange) -> ValueComing | None:
+        """OUT/<file> begins to be written: what to tell the kernel, if it can read it; else it is copied behind its writer, where
+        that must be done anyway. Nothing happens, but a line in the log, for what cannot be."""
+        if not exchange.shared or not TEMPORARY_NAME.fullmatch(coming.file):
+            return None
+        source, temporary = out / coming.file, exchange.folder.temporary()
+        try:
+            try:
+                self._shown.show(source, temporary)
+                return ValueComing(file=temporary.name, size_bytes=coming.size_bytes)
+            except OSError as why:
+                if why.errno != errno.EXDEV:
+                    raise
+            if len(self._copies) < MAX_COPIED and source.name not in self._copies:
+                self._copies[source.name] = CopyBehind(source, temporary)
+        except (OSError, CellburstError) as why:
+            log.info("a value is taken only when it is whole", extra={"container": self._container, "why": str(why)})
+        return None
+
+    def whole(self) -> None:
+        """The cell is done: what it wrote is about to be moved, and a file with a second name would be copied."""
+        self._shown.hide()
+
+    def finish(self, name: str, size_bytes: int, staged: Path) -> str:
+        """The copy of OUT/<name> is put at `staged`; its hash, or "" where there is none. Raises OSError, PlatformError."""
+        copy = self._copies.pop(name, None)
+        return copy.finish(size_bytes, staged) if copy is not None else ""
+
+    def drop(self) -> None:
+        """Give up what did not come home."""
+        self._shown.hide()
+        copies, self._copies = self._copies, {}
+        for copy in copies.values():
+            copy.drop()
+
+
+class CopyBehind:
+    """One file being copied and hashed; the source gives its memory back as it goes, which the rest of it then takes. So the
+    source is of no use afterwards: a copy that was interrupted goes on where it was."""
+
+    def __init__(self, source: Path, staged: Path) -> None:
+        flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        self._source = os.open(source, os.O_RDWR | flags)
+        try:
+            if not stat.S_ISREG(os.fstat(self._source).st_mode):
+                raise error(ErrorCode.INTEGRITY, f"{source.name} is not a regular file")
+            self._out = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | flags, SEALED_MODE)
+        except BaseException:
+            os.close(self._source)
+            raise
+        self._staged = staged
+        self._copier = Copier(self._source, self._out, CHUNK_BYTES, free=True)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="values out", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                if not self._copier.step():
+                    self._stop.wait(POLL_SECONDS)
+        except OSError:
+            pass  # `finish` meets it again, and says it
+
+    def finish(self, size_bytes: int, staged: Path) -> str:
+        """The writer is done: copy the rest, put it at `staged`; the hash. Raises OSError, PlatformError (INTEGRITY)."""
+        try:
+            self._end()
+            while self._copier.done <= size_bytes and self._copier.step():
+                pass
+            if self._copier.done != size_bytes:
+                raise changed(self._copier.done, size_bytes)
+            self._staged.replace(staged)
+            return self._copier.hash()
+        finally:
+            self._close()
+
+    def drop(self) -> None:
+        """Nobody wants it."""
+        self._end()
+        self._close()
+
+    def _end(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _close(self) -> None:
+        os.close(self._source)
+        os.close(self._out)
+        self._staged.unlink(missing_ok=True)

@@ -41,13 +41,13 @@ from cellburst_protocol.states import EndReason
 
 from .answers import ANSWERS, Answers
 from .calls import Call, Calls
-from .early import Early
+from .early import Leaving
 from .feed import Feed
 from .hiding import Hiding
 from .runner_link import MAX_UNPROCESSED_BYTES, RunnerLink
 from .site import Layer, Site
 from .spool import Spool
-from .values import FILE_NAME, Taken, is_small, take, take_blob
+from .values import Taken, is_small, take, take_blob
 
 PASSED = IOPub | Notice | StdinRequest | NamesNeeded | CellStarted
 GRANT_BYTES = 256 * 1024  # a sixteenth of the runner's credit: few grants, and it never runs dry
@@ -81,7 +81,7 @@ class Outbound:
         self._waiting_bytes = 0
         self._owed_bytes = 0
         self._side_tasks: set[asyncio.Task[None]] = set()
-        self._early = Early()
+        self._leaving = Leaving(container)
 
     # -- events of the worker's own --------------------------------------------------------------------------------
 
@@ -184,7 +184,7 @@ class Outbound:
 
     async def close(self) -> None:
         """Stop what runs beside the queue."""
-        self._early.hide()
+        self._leaving.drop()
         for task in list(self._side_tasks):
             task.cancel()
         await asyncio.gather(*self._side_tasks, return_exceptions=True)
@@ -202,7 +202,10 @@ class Outbound:
                 self._side_tasks.add(task)
                 task.add_done_callback(self._side_tasks.discard)
             case ValueComing():
-                self._value_coming(incoming.message)
+                if self.hiding is None and (
+                    told := self._leaving.begin(incoming.message, self._out_folder(), self._site.exchange)
+                ):
+                    self.answer(told)
             case _ if isinstance(incoming.message, ANSWERS):
                 self.answers.received(incoming)
             case _:
@@ -239,6 +242,7 @@ class Outbound:
         call = self._calls.get(id)
         if call is None or not buffers:
             log.warning("the end of a call that does not run", extra={"container": self._container, "call": id[:64]})
+            self._leaving.drop()
             return
         inline: Sequence[Buffer] = buffers[1:]
         if self.hiding is not None and done.home:
@@ -258,19 +262,6 @@ class Outbound:
         done.mac = mac.sign(call.value_key, "out", done.home) if call.value_key else ""
         self._ended(id)
         self.emit(done, id, [buffers[0], *taken.buffers])
-
-    def _value_coming(self, coming: ValueComing) -> None:
-        """Let the kernel read a value that is only being written: a few system calls on the same disk."""
-        exchange = self._site.exchange
-        if not exchange.shared or self.hiding is not None or not FILE_NAME.fullmatch(coming.file):
-            return
-        temporary = exchange.folder.temporary()
-        try:
-            self._early.show(self._out_folder() / coming.file, temporary)
-        except (OSError, CellburstError) as why:
-            log.info("a value is not read while it is written: %s", why, extra={"container": self._container})
-            return
-        self.answer(ValueComing(file=temporary.name, size_bytes=coming.size_bytes))
 
     async def _keep_back(self, hiding: Hiding, id: str, done: CellDone, inline: Sequence[Buffer]) -> Sequence[Buffer]:
         """Names whose bytes have a secret's value stay in the container: what goes home is stored on the way."""
@@ -292,7 +283,7 @@ class Outbound:
         return [*kept, *waiting]
 
     async def _take(self, done: CellDone, inline: Sequence[Buffer]) -> Taken:
-        self._early.hide()  # a file with a second name would be copied
+        self._leaving.whole()
         try:
             if not done.home:
                 return Taken()
@@ -300,13 +291,15 @@ class Outbound:
             await self._site.exchange.publish(taken.blobs)
         except (CellburstError, OSError) as why:
             return Taken(refused=[(group, _info(why)) for group in done.home])
+        finally:
+            self._leaving.drop()
         return taken
 
     async def _take_groups(self, done: CellDone, inline: Sequence[Buffer]) -> Taken:
         blobs, out = self._site.exchange.folder, self._out_folder()
         if is_small(done.home, inline):
             return take(done.home, inline, blobs, out)
-        return await asyncio.to_thread(take, done.home, inline, blobs, out)
+        return await asyncio.to_thread(take, done.home, inline, blobs, out, self._leaving.finish)
 
     async def _files(self) -> list[FileChange]:
         if self.layer is None:
@@ -325,7 +318,7 @@ class Outbound:
         if ended.call and not self._calls.knows(ended.call):
             ended.call = ""
         self.last_executor_text = ended.text
-        self._early.hide()
+        self._leaving.drop()
         if self.restoring:
             return
         self._ended(ended.call)
@@ -351,7 +344,6 @@ class Outbound:
         kept: Sequence[Buffer] = buffers
         try:
             blobs, out = self._site.exchange.folder, self._out_folder()
-            self._early.hide()
             if reply.groups:
                 if self.hiding is not None:
                     there = await asyncio.to_thread(self.hiding.held_back, reply.groups, buffers, out)

@@ -19,7 +19,7 @@ from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo, erro
 from cellburst_protocol.framing import Buffer
 from cellburst_protocol.messages import NameGroup, ValuePart
 
-from .blobs import BlobFolder
+from .blobs import BlobFolder, Copied
 
 FILE_PREFIX = "file:"
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
@@ -86,8 +86,14 @@ class Taken:
     blobs: list[str] = field(default_factory=list)  # hashes of what lies in the blob folder now
 
 
-def take(groups: Iterable[NameGroup], buffers: Sequence[Buffer], blobs: BlobFolder, out: Path) -> Taken:
-    """Hash every part, move files of OUT to the blob folder, and give the groups their true hashes.
+def take(
+    groups: Iterable[NameGroup],
+    buffers: Sequence[Buffer],
+    blobs: BlobFolder,
+    out: Path,
+    copied: Copied = lambda name, size, path: "",
+) -> Taken:
+    """Hash every part, move files of OUT to the blob folder, and give the groups their true hashes. `copied`: see `take_file`.
 
     Raises PlatformError (INTEGRITY) when the buffers do not fit the inline parts; a group with one bad part is refused.
     """
@@ -98,7 +104,7 @@ def take(groups: Iterable[NameGroup], buffers: Sequence[Buffer], blobs: BlobFold
             raise error(ErrorCode.INTEGRITY, "the runner sent fewer buffers than inline parts")
         kept = [b for b in own if b is not None]
         try:
-            parts = list(_true_parts(group.parts, kept, lambda name, size: blobs.take_file(out, name, size)))
+            parts = list(_true_parts(group.parts, kept, lambda name, size: blobs.take_file(out, name, size, copied)))
         except CellburstError as why:
             taken.refused.append((group, why.info))
             continue

@@ -274,12 +274,16 @@ class ValueStore:
         value = self.namespace[name]
         return [packed[n] for n in group.names if n in packed and self.namespace[n] is not value]
 
-    def _group(self, packed: values_share.Packed, kept: List[str], room: int) -> Tuple[Group, List[Any]]:
+    def _group(
+        self, packed: values_share.Packed, kept: List[str], room: int, *, announced: bool = True
+    ) -> Tuple[Group, List[Any]]:
         token = secrets.token_hex(32)
         in_place = [n for n in packed.names if n in packed.values]  # their contents travel, not they themselves
         meta = pickle.dumps({"token": token, "in_place": in_place, "same": [n for n in kept if n in packed.names]}, 5)
         inline: List[Any] = []
         parts = []
+        # only what a cell brings home is announced: a question may be asked while a cell ends, and two may not be mixed up
+        told = self._told if announced else (lambda name, size_bytes: None)
         for pieces in [[packed.stream, meta], *([b] for b in packed.buffers)]:
             size = sum(memoryview(p).nbytes for p in pieces)
             if size <= min(INLINE_BYTES, room):
@@ -288,7 +292,7 @@ class ValueStore:
                 room -= size
             else:
                 name = secrets.token_hex(16)
-                write_file(os.path.join(self._out, name), pieces, lambda: self._told(name, size))  # noqa: B023
+                write_file(os.path.join(self._out, name), pieces, lambda: told(name, size))  # noqa: B023
                 parts.append({"hash": "file:" + name, "size_bytes": size, "at": "blob"})
         for name in packed.names:
             self._have[name] = token
@@ -306,7 +310,7 @@ class ValueStore:
         packed = values_share.pack_one(name, self.namespace[name], self.namespace)
         group = values_share.group({name: packed}, self.namespace)[0]
         group.values = {}
-        return self._group(group, [], INLINE_TOTAL_BYTES)
+        return self._group(group, [], INLINE_TOTAL_BYTES, announced=False)
 
     def names(self) -> List[Dict[str, Any]]:
         """All names of the user here, as RemoteName objects, without pickling any."""

@@ -17,6 +17,8 @@ SUMS = "print(int(big.sum()), int(big[0]))"
 
 def test_a_large_array_is_mapped_and_stays_when_container_and_blob_are_gone(place: House, kernel: Kernel) -> None:
     kernel.check("%%modal out=big\nimport numpy as np\nbig = np.ones(9_000_000)\nsame = big")
+    log = (place.folder / "data" / "logs" / "worker.log").read_text()
+    assert "taken only when it is whole" not in log, "it was copied out of the container while it was written"
     if lies_on_this_machine(os.stat(place.folder).st_dev):
         assert kernel.check(MAPPED).text == "1\n"
     assert not [p for p in (place.folder / "data" / "blobs").glob("??/*") if p.stat().st_size >= 72_000_000]

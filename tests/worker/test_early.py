@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import pickle
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from blake3 import blake3
 from cellburst_protocol import mac
 from cellburst_protocol import messages as m
 from cellburst_protocol.errors import CellburstError, ErrorCode
-from cellburst_worker import early
-from cellburst_worker.early import Early
+from cellburst_worker import blobs, early
+from cellburst_worker.early import CopyBehind, Early
 from tests.fakes.fake_gateway import MASTER_KEY, FakeContainer, FakeGateway
 from tests.worker.conftest import Setup, joined_worker
 
@@ -164,3 +165,72 @@ def test_only_regular_files_are_shown_and_only_so_many(tmp_path: Path, monkeypat
     assert refused.value.code is ErrorCode.BUSY
     shown.hide()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
+
+
+DATA = bytes(range(256)) * 40_000  # five pieces
+
+
+def behind(folder: Path, written: int) -> tuple[CopyBehind, Path]:
+    """A copy of FOLDER/out, of which so much is written."""
+    source = folder / "out"
+    source.write_bytes(DATA[:written])
+    return CopyBehind(source, folder / "copying"), source
+
+
+async def test_a_file_of_another_disk_is_copied_behind_its_writer(tmp_path: Path) -> None:
+    copy, source = behind(tmp_path, 5_000_000)
+    await eventually(lambda: (tmp_path / "copying").stat().st_size == 5_000_000)
+    with source.open("r+b", buffering=0) as file:
+        file.write(b"changed")  # what was copied before counts
+        file.seek(5_000_000)
+        file.write(DATA[5_000_000:])
+    assert copy.finish(len(DATA), tmp_path / "whole") == blake3(DATA).hexdigest()
+    assert (tmp_path / "whole").read_bytes() == DATA and not (tmp_path / "copying").exists()
+    assert (tmp_path / "whole").stat().st_mode & 0o777 == 0o444
+    assert source.stat().st_blocks * 512 < len(DATA) // 2, "the source gives its memory back"
+
+
+def test_a_copy_that_failed_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = threading.Event()
+    step = blobs.Copier.step
+
+    def once(self: blobs.Copier) -> int:
+        if self.done >= blobs.CHUNK_BYTES and not failed.is_set():
+            failed.set()
+            raise OSError(28, "No space left on device")
+        return step(self)
+
+    monkeypatch.setattr(blobs.Copier, "step", once)
+    copy, _ = behind(tmp_path, len(DATA))
+    assert failed.wait(30)
+    assert copy.finish(len(DATA), tmp_path / "whole") == blake3(DATA).hexdigest()
+    assert (tmp_path / "whole").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("announced", [len(DATA) - 1, len(DATA) + 1])
+def test_a_file_of_another_size_than_announced_is_refused(tmp_path: Path, announced: int) -> None:
+    copy, source = behind(tmp_path, len(DATA))
+    with pytest.raises(CellburstError) as refused:
+        copy.finish(announced, tmp_path / "whole")
+    assert refused.value.code is ErrorCode.INTEGRITY
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and source.exists()
+
+
+def test_a_copy_that_nobody_wants_leaves_nothing(tmp_path: Path) -> None:
+    copy, _ = behind(tmp_path, 1000)
+    copy.drop()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
+def test_only_a_regular_file_is_copied(tmp_path: Path, kind: str) -> None:
+    source = tmp_path / "out"
+    if kind == "link":
+        source.symlink_to("/etc/passwd")
+    elif kind == "fifo":
+        os.mkfifo(source)
+    else:
+        source.mkdir()
+    with pytest.raises((CellburstError, OSError)):
+        CopyBehind(source, tmp_path / "copying")
+    assert not (tmp_path / "copying").exists()
