@@ -192,15 +192,15 @@ def _open_regular(path: Path, size_bytes: int, access: int = os.O_RDONLY) -> int
 
 
 class Copier:
-    """Copies an open file from its beginning, and hashes it; `out` -1 only hashes. `free`: the file is not needed afterwards,
-    and gives its memory back as it is copied, which the copy then takes."""
+    """Copies an open file from its beginning, and hashes it; `out` -1 only hashes. `free_bytes` (0: never): the file is
+    not needed afterwards, and gives its memory back in steps of so much as it is copied, which the copy then takes."""
 
     # By read and not by mmap: a container that cuts the file short meanwhile must give an error and no SIGBUS.
-    def __init__(self, source: int, out: int, size_bytes: int, *, free: bool = False) -> None:
-        self._source, self._out, self._free = source, out, free
+    def __init__(self, source: int, out: int, size_bytes: int, *, free_bytes: int = 0) -> None:
+        self._source, self._out, self.free_bytes = source, out, free_bytes
         self._hasher = blake3()
         self._buffer = memoryview(bytearray(min(CHUNK_BYTES, max(size_bytes, 1))))
-        self.done = 0
+        self.done = self._freed = 0
 
     def step(self) -> int:
         """Copy what is there, at most CHUNK_BYTES; how much that was, 0 at the end. Raises OSError; may be called again then."""
@@ -208,9 +208,10 @@ class Copier:
         piece = self._buffer[:got]
         _write_all(self._out, piece, self.done)
         self._hasher.update(piece)
-        if self._free and got:
-            _punch(self._source, self.done, got)
         self.done += got
+        if self.free_bytes and self.done >= self._freed + self.free_bytes:
+            _punch(self._source, self._freed, self.done - self._freed)
+            self._freed = self.done
         return got
 
     def hash(self) -> str:
@@ -227,7 +228,7 @@ def _hash_fd(fd: int, size_bytes: int, copy_to: Path | None = None, *, free: boo
     """Hash a file, and copy it. `free`: see Copier."""
     out = os.open(copy_to, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, SEALED_MODE) if copy_to else -1
     try:
-        copier = Copier(fd, out, size_bytes, free=free)
+        copier = Copier(fd, out, size_bytes, free_bytes=CHUNK_BYTES if free else 0)
         while copier.step():
             pass
     finally:

@@ -22,6 +22,9 @@ from .blobs import CHUNK_BYTES, SEALED_MODE, TEMPORARY_NAME, Copier, changed
 from .exchange import Exchange
 
 MAX_COPIED = 8
+# Given back at a time while the writer writes: a hole waits until the writer lets go of the file, after each of its 16 MiB. With
+# one for each piece of 2 MiB the copy was a tenth of the way when the writer was done.
+FREE_BYTES = 64 * 1024 * 1024
 POLL_SECONDS = 0.002
 MAX_SHOWN = 64  # of one container at a time; more are read when they are whole
 
@@ -113,7 +116,7 @@ class CopyBehind:
             os.close(self._source)
             raise
         self._staged = staged
-        self._copier = Copier(self._source, self._out, CHUNK_BYTES, free=True)
+        self._copier = Copier(self._source, self._out, CHUNK_BYTES, free_bytes=FREE_BYTES)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="values out", daemon=True)
         self._thread.start()
@@ -130,6 +133,7 @@ class CopyBehind:
         """The writer is done: copy the rest, put it at `staged`; the hash. Raises OSError, PlatformError (INTEGRITY)."""
         try:
             self._end()
+            self._copier.free_bytes = CHUNK_BYTES
             while self._copier.done <= size_bytes and self._copier.step():
                 pass
             if self._copier.done != size_bytes:
