@@ -12,6 +12,7 @@ from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo, erro
 from cellburst_protocol.images import ImageRecipe, packs
 from cellburst_protocol.messages import (
     BuildLog,
+    BuildSecret,
     BuildStream,
     ImageBuilt,
     ImageList,
@@ -25,8 +26,10 @@ from cellburst_protocol.messages import (
     ValuePart,
 )
 from cellburst_protocol.peer import LinkClosed, Stream, StreamEnded
+from cellburst_runtime.image_secrets import BuildSecrets
 
 from .exchange import Exchange
+from .redact import Redactor
 from .site import Site
 
 SEND_SECONDS = 0.1  # between two messages of one build
@@ -109,6 +112,15 @@ def pack_files(recipe: ImageRecipe, exchange: Exchange) -> Callable[[str], Await
     return file
 
 
+def build_secrets(secrets: Mapping[str, BuildSecret]) -> BuildSecrets:
+    """What a build's steps get, and how its output hides it."""
+    redactor = Redactor()
+    for name, secret in secrets.items():
+        redactor.add({f"{name}.{key}": value for key, value in secret.values.items()})
+    values = {name: secret.values for name, secret in secrets.items()}
+    return BuildSecrets(values, {name: secret.version for name, secret in secrets.items()}, redactor.text)
+
+
 class ImageDesk:
     """Answers what the gateway asks about this machine's images. `users`: what holds images now, name -> keys of its layers."""
 
@@ -175,7 +187,8 @@ class ImageDesk:
         logs = BuildLogs(request.recipe, lambda message: _post(stream, message))
         try:
             files = pack_files(request.recipe, self._site.exchange)
-            image = await self._site.runtime.images.build(request.recipe, files, logs.line)
+            secrets = build_secrets(request.secrets)
+            image = await self._site.runtime.images.build(request.recipe, files, logs.line, secrets)
         except CellburstError as why:
             return ImageBuilt(worker=self._worker, seconds=clock.monotonic() - began, error=why.info)
         except OSError as why:

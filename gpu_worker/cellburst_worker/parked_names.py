@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cellburst_protocol.errors import ErrorCode, error
 from cellburst_protocol.framing import Buffer
-from cellburst_protocol.messages import NameGroup, RemoteName, ValuePart
+from cellburst_protocol.messages import NameGroup, RemoteName
 
 from .blobs import HASH, BlobFolder
 from .blobs import _discard as discard
@@ -90,18 +90,20 @@ def show(groups: Sequence[NameGroup], folder: Path, into: Path) -> list[bytes]:
     Raises PlatformError (INTEGRITY), OSError: the folder lacks a part.
     """
     place(blob_parts(groups), NamesFolder(folder), into)
+    inline = any(part.at == "inline" for group in groups for part in group.parts)
+    return cut((folder / INLINE).read_bytes() if inline else b"", groups)
+
+
+def cut(data: bytes, groups: Iterable[NameGroup]) -> list[bytes]:
+    """The inline parts of groups, in order, of the bytes that have them all. Raises PlatformError (INTEGRITY)."""
     inline = [part for group in groups for part in group.parts if part.at == "inline"]
-    data = memoryview((folder / INLINE).read_bytes() if inline else b"")
     if len(data) != sum(part.size_bytes for part in inline):
         raise error(ErrorCode.INTEGRITY, "the parked names have another size than their list says")
-    return list(_cut(data, inline))
-
-
-def _cut(data: memoryview, parts: Sequence[ValuePart]) -> Iterable[bytes]:
-    done = 0
-    for part in parts:
-        yield bytes(data[done : done + part.size_bytes])
+    found, done = [], 0
+    for part in inline:
+        found.append(data[done : done + part.size_bytes])
         done += part.size_bytes
+    return found
 
 
 def lost_names(groups: Iterable[NameGroup], why: str) -> list[RemoteName]:

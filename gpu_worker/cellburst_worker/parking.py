@@ -35,7 +35,7 @@ from cellburst_runtime.engine_base import finish
 from cellburst_runtime.snapshot_manifest import CHECKPOINT, NAMES, STORE, LiveFile, Manifest
 from cellburst_runtime.snapshots import Draft
 
-from . import parked_sealed
+from . import park_memory, parked_sealed
 from .body import Body, start_message
 from .parked_names import keep, known_hashes, lost_names, names_bytes
 from .site import Prepared, Running
@@ -73,8 +73,9 @@ class Parking:
             if volumes is not None:
                 with self._step("volumes"):
                     await volumes.park(self.id)
+            names_limit_bytes = await self._make_room()
             with self._step("freeze"):
-                frozen, buffers = await self._freeze()
+                frozen, buffers = await self._freeze(names_limit_bytes)
             manifest = await self._put_away(frozen, buffers)
         except asyncio.CancelledError:
             raise
@@ -103,8 +104,21 @@ class Parking:
         finally:
             self._steps[name] = self._site.clock.monotonic() - began
 
-    async def _freeze(self) -> tuple[RunnerFrozen, list[memoryview]]:
-        question = RunnerFreeze(save_names=not self._request.park_key, limit_bytes=self._request.names_limit_bytes)
+    async def _make_room(self) -> int:
+        """Let the container use what it takes to be put away. Returns what its names may take by value; see `park_memory`."""
+        from .templates import free_bytes  # it imports this
+
+        container, limit_bytes = self._running.container, self._request.names_limit_bytes
+        whole = bool(self._prepared.snapshot_key)
+        wanted = 1 if self._request.park_key else limit_bytes  # no names are saved of a session with secrets
+        given = park_memory.room(await container.usage(), wanted, await asyncio.to_thread(free_bytes), whole=whole)
+        if given.more_mib:
+            with contextlib.suppress(OSError):  # it has what it has
+                container.spare_memory(given.more_mib)
+        return limit_bytes if self._request.park_key else given.names_bytes
+
+    async def _freeze(self, names_limit_bytes: int) -> tuple[RunnerFrozen, list[memoryview]]:
+        question = RunnerFreeze(save_names=not self._request.park_key, limit_bytes=names_limit_bytes)
         container = self._running.container
         asking = self._talk.ask(container, question, RunnerFrozen, FREEZE_SECONDS, "was not ready to be put away")
         self._frozen = True  # it may be, also when no answer comes
@@ -283,6 +297,8 @@ class Parking:
             log.error("a session could not go on", extra={"container": body.id, "why": str(why)})
             return False
         body.outbound.layer = running.layer
+        with contextlib.suppress(OSError):  # what it freed may not have come back yet: it has more for a while
+            running.container.spare_memory(0)
         return True
 
 

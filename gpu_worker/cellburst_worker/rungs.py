@@ -17,6 +17,7 @@ Rung = Literal["snapshot", "warm", "template", "boot"]
 ORDER: tuple[Rung, ...] = ("snapshot", "warm", "template", "boot")
 WARM_SECONDS = 5.0  # its runner only has to dial again, and to take over the environment
 RESTORE_SECONDS = 20.0  # a restore takes under 2 s; one that takes ten times that hangs, and a boot is quicker
+RESTORE_BYTES_PER_SECOND = 50_000_000  # of the slowest disk that is waited for
 SHOWN_DIFFERENCES = 3  # parts of two keys that are named in a sentence
 
 
@@ -48,6 +49,11 @@ class Rungs:
         if self._parked:
             return "names"
         return "boot" if rung == "boot" else "template"
+
+
+def restore_seconds(least_seconds: float, size_bytes: int) -> float:
+    """How long the restore of a snapshot of so many bytes may take before it counts as one that hangs."""
+    return least_seconds + size_bytes / RESTORE_BYTES_PER_SECOND
 
 
 def detail(rung: Rung) -> str:

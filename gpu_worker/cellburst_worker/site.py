@@ -15,7 +15,9 @@ from cellburst_protocol.messages import EngineInfo, FileChange, GpuUsage, Invent
 from cellburst_runtime.assignment import Sources
 from cellburst_runtime.engine import Container
 from cellburst_runtime.fork_servers import ForkServers
-from cellburst_runtime.image_build import BuiltImage, Files, Log
+from cellburst_runtime.image_build import BuiltImage, Files
+from cellburst_runtime.image_logs import Log
+from cellburst_runtime.image_secrets import BuildSecrets
 from cellburst_runtime.images import Images
 from cellburst_runtime.snapshot_manifest import LiveFile
 from cellburst_runtime.snapshots import SnapshotStore
@@ -23,9 +25,10 @@ from cellburst_runtime.volume_mount import VolumePlaces
 
 from .exchange import Exchange
 from .imports import Imports
+from .rungs import RESTORE_SECONDS
 
 if TYPE_CHECKING:
-    from .volumes import VolumeDesk
+    from .volume_desk import VolumeDesk
 
 
 class Layer(Protocol):
@@ -156,7 +159,9 @@ class RuntimeLike(Protocol):
     def images(self) -> Images:
         """The built images of this machine."""
 
-    def build_image(self, request: StartContainer, files: Files, log: Log) -> Awaitable[BuiltImage | None]:
+    def build_image(
+        self, request: StartContainer, files: Files, log: Log, secrets: BuildSecrets | None = None
+    ) -> Awaitable[BuiltImage | None]:
         """Build and hold the container's image, for `prepare`; None for a mirror. Raises the error tree."""
 
     def prepare(
@@ -183,6 +188,7 @@ class Limits:
     drain_seconds: float = 5.0  # what an ended container's socket still holds is read within this
     keep_seconds: float = 600.0  # how long an ended container's events wait for a gateway
     ping_seconds: float = 1.0
+    restore_seconds: float = RESTORE_SECONDS  # and what the size of the snapshot takes
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 from cellburst_protocol.errors import CellburstError, ErrorCode, error
 from cellburst_protocol.messages import (
     ContainerReady,
+    NameGroup,
     Phase,
     PhaseTime,
     RemoteName,
@@ -31,10 +32,11 @@ from cellburst_runtime.runtime import STORES
 from cellburst_runtime.snapshot_manifest import NAMES, Manifest, SnapshotUnusable
 
 from .body import Body, start_message
-from .images import BuildLogs, pack_files
+from .images import BuildLogs, build_secrets, pack_files
+from .moved_names import bring
 from .parked_names import lost_names, show
 from .parked_sealed import open_checkpoint, open_store, opened
-from .rungs import RESTORE_SECONDS, WARM_SECONDS, Rung, Rungs, detail, difference, unusable
+from .rungs import WARM_SECONDS, Rung, Rungs, detail, difference, restore_seconds, unusable
 from .site import Prepared
 
 FORKED = "fork server"  # what the phase of a boot says that was none
@@ -63,6 +65,7 @@ class Starting:
         self._template: Manifest | None = None
         self._notes: list[str] = []
         self._image_detail = ""
+        self._bound_seconds = 0.0  # of the restore under way
         self._talk = body.talk("started")
 
     async def run(self) -> ContainerReady:
@@ -103,6 +106,8 @@ class Starting:
 
     async def _look(self) -> None:
         """Find the parked session's bytes."""
+        if self._body.request.names is not None:
+            self._told("restore", 0.0, unusable("snapshot", "it is on another machine"))
         id = self._body.request.parked
         manifest = await asyncio.to_thread(self._site.runtime.snapshots.parked, id) if id else None
         if manifest is not None:
@@ -126,7 +131,7 @@ class Starting:
         return Rungs(
             snapshot=parked is not None and bool(parked.manifest.key) and not parked.why_not,
             template=self._template is not None,
-            parked=parked is not None,
+            parked=parked is not None or self._body.request.names is not None,
             warm=self._body.running is not None,
         )
 
@@ -138,9 +143,11 @@ class Starting:
             logs = BuildLogs(recipe, lambda message: body.outbound.emit(message, body.request.prepare_call))
             try:
                 files = pack_files(recipe, self._site.exchange)
-                body.image = await self._site.runtime.build_image(body.request, files, logs.line)
+                secrets = build_secrets(body.request.build_secrets)
+                body.image = await self._site.runtime.build_image(body.request, files, logs.line, secrets)
             finally:
                 logs.close()
+                body.request.build_secrets = {}  # this memory has no more use for them
             self._image_detail = logs.summary() if body.image is not None else ""
         return await self._from_pool() or await self._prepare()
 
@@ -191,7 +198,9 @@ class Starting:
             hello = await self._phase("boot", self._come_up(None))
             return hello, await self._phase("enter", self._enter(restored=False, reseed=False))
         manifest = self._parked.manifest if rung == "snapshot" and self._parked is not None else self._template
-        seconds = WARM_SECONDS if rung == "warm" else RESTORE_SECONDS
+        size_bytes = manifest.size_bytes if manifest is not None else 0
+        seconds = WARM_SECONDS if rung == "warm" else restore_seconds(self._site.limits.restore_seconds, size_bytes)
+        self._bound_seconds = seconds
         self._body.outbound.restoring = True
         try:
             async with asyncio.timeout(seconds):
@@ -200,7 +209,7 @@ class Starting:
                 entering = self._enter(restored=True, reseed=rung != "snapshot")
                 return hello, await self._phase("enter", entering, rung)
         except TimeoutError:
-            raise error(ErrorCode.START_FAILED, f"it was not up within {seconds:g} s") from None
+            raise error(ErrorCode.START_FAILED, _too_slow(seconds)) from None
         finally:
             self._body.outbound.restoring = False
 
@@ -265,35 +274,43 @@ class Starting:
     async def _give_names(self, kind: StartKind, rung: Rung) -> tuple[StartKind, list[RemoteName]]:
         """After a rung that has not the session's memory: give it the names by value. Returns how it came up after all, and
         the names that did not come back. A start does not fail for want of names."""
-        if kind != "names" or self._parked is None:
+        moved = self._body.request.names
+        if kind != "names" or (self._parked is None and moved is None):
             return kind, []
-        manifest = self._parked.manifest
-        if manifest.encrypted:  # a session that had secrets has no names beside its processes
+        manifest = self._parked.manifest if self._parked is not None else None
+        if manifest is not None and manifest.encrypted:  # a session that had secrets has no names beside its processes
             self._notes.append(
                 "The parked session had secrets and was kept with its processes only: its names are gone."
             )
             return ("template" if rung == "template" else "boot"), []
+        groups, gone = (manifest.names, manifest.lost) if manifest is not None else ([], [])
+        if manifest is None and moved is not None:
+            groups, gone = moved.groups, moved.lost
         try:
-            lost = await self._phase("values", self._load(manifest)) if manifest.names else []
+            lost = await self._phase("values", self._load(groups, manifest)) if groups else []
         except (CellburstError, OSError, SnapshotUnusable) as why:
             if not self._body.link.connected.is_set():
                 raise  # the container is gone: the start has failed
             log.warning("parked names were not taken", extra={"container": self._body.id, "why": str(why)})
             self._notes.append(f"The names of the parked session cannot be used: {why}.")
             return ("template" if rung == "template" else "boot"), [
-                *manifest.lost,
-                *lost_names(manifest.names, str(why)),
+                *gone,
+                *lost_names(groups, str(why)),
             ]
-        return kind, [*manifest.lost, *lost]
+        return kind, [*gone, *lost]
 
-    async def _load(self, manifest: Manifest) -> list[RemoteName]:
-        running, prepared = self._body.running, self._body.prepared
+    async def _load(self, groups: Sequence[NameGroup], manifest: Manifest | None) -> list[RemoteName]:
+        """Names that are parked here, or without a `manifest` those that come from another machine."""
+        running, prepared, moved = self._body.running, self._body.prepared, self._body.request.names
         assert running is not None and prepared is not None
-        snapshots = self._site.runtime.snapshots
-        await asyncio.to_thread(snapshots.check, manifest, checkpoint=False)
-        folder = snapshots.path(manifest) / NAMES
-        buffers = await asyncio.to_thread(show, manifest.names, folder, prepared.folder / "var" / "in")
-        question, what = RunnerLoadNames(groups=manifest.names), "did not take its names"
+        snapshots, into = self._site.runtime.snapshots, prepared.folder / "var" / "in"
+        if manifest is not None:
+            await asyncio.to_thread(snapshots.check, manifest, checkpoint=False)
+            buffers = await asyncio.to_thread(show, groups, snapshots.path(manifest) / NAMES, into)
+        else:
+            assert moved is not None
+            buffers = await bring(self._site, moved, into)
+        question, what = RunnerLoadNames(groups=list(groups)), "did not take its names"
         loaded, _ = await self._talk.ask(running.container, question, RunnerNamesLoaded, LOAD_SECONDS, what, buffers)
         return loaded.lost
 
@@ -307,7 +324,7 @@ class Starting:
             result = await work
         except (CellburstError, OSError, SnapshotUnusable, asyncio.CancelledError) as why:
             if rung is not None:
-                text = str(why) or f"it was not up within {WARM_SECONDS if rung == 'warm' else RESTORE_SECONDS:g} s"
+                text = str(why) or _too_slow(self._bound_seconds)
                 self._told(name, self._site.clock.monotonic() - began, unusable(rung, text))
             raise
         what = detail(rung) if name == "restore" and rung else self._image_detail if name == "image" else ""
@@ -319,3 +336,7 @@ class Starting:
     def _told(self, name: PhaseName, seconds: float, detail: str) -> None:
         self._body.phases.append(PhaseTime(name=name, seconds=seconds, detail=detail))
         self._body.outbound.emit(Phase(name=name, seconds=seconds, detail=detail), self._body.request.prepare_call)
+
+
+def _too_slow(seconds: float) -> str:
+    return f"it was not up within {seconds:.0f} s" if seconds >= 1 else f"it was not up within {seconds:.1f} s"

@@ -2,7 +2,8 @@
 
 A key that was started lately keeps one warm container, two while it is started often; none ten minutes after its last
 start. All together keep to a share of the memory that no lease holds, least recently used keys giving way first, and there
-are none at all on a machine that is short of memory.
+are none at all on a machine that is short of memory. What requests wait for is not held: while any waits none is made, and
+those stay that fit beside the memory it asks for.
 """
 
 from __future__ import annotations
@@ -31,12 +32,14 @@ class Held:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the worker's machine has and holds. `busy`: a container starts or is put away, or requests wait."""
+    """What the worker's machine has and holds. `busy`: a container starts or is put away, or requests wait; `wanted_bytes` is
+    the memory that those ask for."""
 
     memory_bytes: int
     leased_bytes: int
     free_bytes: int
     busy: bool = False
+    wanted_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,8 @@ class WarmPolicy:
     def _room(self, now_seconds: float, templates: Collection[str], machine: Machine) -> dict[str, int]:
         """How many of each key there may be, last used first: one of each before a second of any."""
         room = dict.fromkeys((key for key in self.keys(now_seconds) if key in templates), 0)
-        left_bytes = BUDGET_SHARE * max(0, machine.memory_bytes - machine.leased_bytes)
+        no_lease_bytes = max(0, machine.memory_bytes - machine.leased_bytes)
+        left_bytes = min(BUDGET_SHARE * no_lease_bytes, no_lease_bytes - machine.wanted_bytes)
         if machine.free_bytes < SHORT_BYTES:
             return {}
         for number in range(OFTEN_WARM):

@@ -27,7 +27,9 @@ from cellburst_protocol.messages import (
 )
 from cellburst_protocol.peer import LinkClosed, Stream, StreamEnded
 
+from .build_secrets import for_build
 from .fleet import WorkerHandle
+from .store_rows import Owner
 
 if TYPE_CHECKING:
     from .hub import Hub
@@ -80,10 +82,10 @@ class Images:
 
     # -- building --------------------------------------------------------------------------------------------------
 
-    async def build(self, workspace: str, asked: BuildStream, stream: Stream) -> None:
+    async def build(self, owner: Owner, asked: BuildStream, stream: Stream) -> None:
         """Serve a stream that builds an image: BuildLog, BuildLog ..., ImageBuilt."""
         given_up = asyncio.create_task(_given_up(stream))
-        build = asyncio.create_task(self._build(workspace, asked, stream))
+        build = asyncio.create_task(self._build(owner, asked, stream))
         try:
             await asyncio.wait({given_up, build}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -93,11 +95,14 @@ class Images:
         if not build.cancelled() and (defect := build.exception()) is not None:
             raise defect
 
-    async def _build(self, workspace: str, asked: BuildStream, stream: Stream) -> None:
+    async def _build(self, owner: Owner, asked: BuildStream, stream: Stream) -> None:
+        began = self._hub.clock.monotonic()
         try:
-            built = await self._built(workspace, asked, stream)
+            built = await self._built(owner, asked, stream)
         except CellburstError as why:
             built = ImageBuilt(error=why.info)
+        took = self._hub.clock.monotonic() - began
+        self._hub.endings.build(owner.workspace, asked.recipe, built, took, self._hub.clock.wall())
         self._hub.metrics.add("cellburst_builds_total", outcome="failed" if built.error is not None else "built")
         try:
             await stream.send(built)
@@ -105,13 +110,14 @@ class Images:
         except CellburstError:
             pass  # who asked is gone
 
-    async def _built(self, workspace: str, asked: BuildStream, stream: Stream) -> ImageBuilt:
+    async def _built(self, owner: Owner, asked: BuildStream, stream: Stream) -> ImageBuilt:
         checked(asked.recipe)
-        self.check(workspace, asked.recipe)
-        worker = await self._choose(workspace, asked.worker)
+        self.check(owner.workspace, asked.recipe)
+        worker = await self._choose(owner.workspace, asked.worker)
+        secrets = await for_build(self._hub, owner, asked.recipe, worker.id)
         if worker.peer is None:
             raise _lost(worker)
-        inner = worker.peer.open(msgspec.structs.replace(asked, worker=worker.id))
+        inner = worker.peer.open(msgspec.structs.replace(asked, worker=worker.id, secrets=secrets))
         self._builds[worker.id] = self._builds.get(worker.id, 0) + 1
         log.info("building an image", extra={"worker": worker.id, "steps": len(asked.recipe.steps)})
         try:

@@ -85,12 +85,13 @@ class Placed:
 @dataclass(frozen=True, slots=True)
 class Waits:
     """It waits: `position` 1 is next. The end of the leases of `evict` (all evictable; none if that is no help, or if enough
-    leases are leaving) would place it on `worker`."""
+    leases are leaving) would place it on `worker`. `memory_mib` is what it asks for."""
 
     position: int
     waiting_for: str
     worker: str
     evict: tuple[str, ...] = ()
+    memory_mib: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +266,7 @@ def _wait(request: Request, options: list[_Option], position: int, now: float) -
     kept = [*free, *taken][: target.count]
     uuids = {gpu.uuid for gpu in kept}
     room.promise(kept, resources, [h for h in room.holdings() if h.gpus & uuids or h.lease in evict or h.leaving])
-    return Waits(position, said, target.room.machine.worker, evict)
+    return Waits(position, said, target.room.machine.worker, evict, resources.memory_mib)
 
 
 def _whom_to_evict(options: Sequence[_Option], resources: Resources) -> tuple[_Option, tuple[str, ...]]:

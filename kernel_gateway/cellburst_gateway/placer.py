@@ -6,17 +6,30 @@ import asyncio
 import dataclasses
 import logging
 import secrets
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo, error, from_info
-from cellburst_protocol.messages import ContainerInfo, MirrorSpec, Phase, Queued, StartContainer
-from cellburst_protocol.peer import LinkClosed
+from cellburst_protocol.images import ImageRecipe
+from cellburst_protocol.messages import (
+    ContainerInfo,
+    MirrorSpec,
+    ParkedNames,
+    Phase,
+    Queued,
+    SendParked,
+    StartContainer,
+    Waiting,
+)
+from cellburst_protocol.peer import LinkClosed, Peer
 from cellburst_protocol.resources import Resources
 from cellburst_protocol.states import CallState, ContainerState, EndReason, SessionState, WorkerState
 
+from .build_secrets import for_container
 from .calls import Call
+from .cell_volumes import bucket_keys
 from .cells import describe
 from .container_link import container_token
 from .containers import ContainerDetail, ContainerHandle
@@ -27,6 +40,7 @@ from .session import Session
 if TYPE_CHECKING:
     from .hub import Hub
 
+MOVE_SECONDS = 900.0  # 1 GB of names over a slow line
 LOCAL_WORKER_SECONDS = 60.0  # how long a request waits for this machine's own worker to come up
 KEEPER_SECONDS = 60.0  # how long a cell waits for the lost worker that keeps its session; then it starts without it
 REPEAT_SECONDS = 5.0  # between two Queued events that differ in words only
@@ -54,6 +68,7 @@ class Placer:
         self._hub = hub
         self._queue: dict[str, _Waiting] = {}
         self._scheduled = False
+        self._told_waiting: dict[str, tuple[Peer | None, Waiting]] = {}  # by worker
         hub.metrics.gauge("cellburst_queue", "Calls that wait for capacity.", lambda: [((), len(self._queue))])
 
     @property
@@ -63,9 +78,9 @@ class Placer:
 
     # -- coming and going ------------------------------------------------------------------------------------------
 
-    def check(self, resources: Resources, session: Session) -> None:
+    def check(self, resources: Resources, session: Session, recipe: ImageRecipe | None) -> None:
         """Refuse what could never be had, before anything is recorded. Raises CapacityError or RequestError (CONFLICT:
-        not where the session is, which would cost its names)."""
+        not where the session is, and it cannot move: its names would be lost)."""
         if len(self._queue) >= self._hub.config.max_queue:
             raise error(
                 ErrorCode.QUEUE_FULL, f"{len(self._queue)} calls wait already", next="try again later, or add a worker"
@@ -75,12 +90,27 @@ class Placer:
         if isinstance(outcome, Refused) and not self._local_worker_due() and not self._keeper_lost(session):
             raise from_info(outcome.error)
         keeper = session.container.worker if session.container is not None else self._keeper(session)
-        if keeper and isinstance(place(Request("new", resources, only=keeper), machines, now=wall), Refused):
+        if not keeper or isinstance(outcome, Refused) or self._can_give(keeper, resources, machines):
+            return
+        if why := self._stuck(session, keeper, outcome.worker, recipe):
             raise error(
                 ErrorCode.CONFLICT, f"session {session.record.name!r} is on {self._hub.fleet.machine(keeper)}, which can never "
-                f"give {describe(resources)}", next="`%modal restart` gives the session a new container elsewhere (its names "
-                "are lost), session=NAME one beside it",
+                f"give {describe(resources)}, and it cannot move: {why}", next="`%modal restart` gives the session a new "
+                "container elsewhere (its names are lost), session=NAME one beside it",
             )  # fmt: skip
+
+    def _can_give(self, worker: str, resources: Resources, machines: list[Machine]) -> bool:
+        """Whether a worker could ever give this, busy or not."""
+        return not isinstance(place(Request("new", resources, only=worker), machines), Refused)
+
+    def _stuck(self, session: Session, keeper: str, target: str, recipe: ImageRecipe | None) -> str:
+        """Why a session's names cannot go to another worker; "" if they can. Its processes never do."""
+        if self._hub.secret_desk.of(session) is not None:
+            return "it has had secrets, and its names are kept by value nowhere"
+        machine = self._hub.fleet.machine
+        if recipe is None and machine(keeper) != machine(target):
+            return f"the notebook's own environment is not on {machine(target)} (image=... is built there)"
+        return ""
 
     def enqueue(self, session: Session, call: Call) -> None:
         """A QUEUED call needs a container."""
@@ -109,14 +139,18 @@ class Placer:
 
     def _pass(self) -> None:
         self._scheduled = False
-        if not self._queue or self._hub.stopping:
+        if self._hub.stopping:
             return
+        if not self._queue:
+            self._tell_workers(())
+            return
+        machines = self._machines()
         requests = [
-            Request(call_id, w.call.resources, only=self._keeper(w.session))
+            Request(call_id, w.call.resources, only=self._only(w, machines))
             for call_id, w in self._queue.items()
             if not self._keeper_due(w)
         ]
-        outcomes = place_all(requests, self._machines(), now=self._hub.clock.wall())
+        outcomes = place_all(requests, machines, now=self._hub.clock.wall())
         for position, (call_id, waiting) in enumerate(list(self._queue.items()), 1):
             outcome = outcomes.get(call_id)
             try:
@@ -137,6 +171,24 @@ class Placer:
                 self._queue.pop(call_id, None)
                 log.error("a container could not be placed: %s", why.info.message, extra={"call": call_id})
                 self._hub.cells.end(waiting.session, waiting.call, EndReason.START_FAILED, error=why.info)
+        self._tell_workers(outcome for outcome in outcomes.values() if isinstance(outcome, Waits))
+
+    def _tell_workers(self, waits: Iterable[Waits]) -> None:
+        """Tell each worker what waits for its hardware, where that changed: it keeps nothing ready that is in the way."""
+        now: dict[str, Waiting] = {}
+        for one in waits:
+            one_worker = now.setdefault(one.worker, Waiting())
+            one_worker.count += 1
+            one_worker.memory_mib += one.memory_mib
+        for worker in self._hub.fleet.workers.values():
+            waiting = now.get(worker.id, Waiting())
+            peer, told = self._told_waiting.get(worker.id, (None, Waiting()))
+            if worker.peer is not peer:
+                told = Waiting()  # it knows of none when it has joined
+            if waiting != told and self._hub.fleet.notify(worker.id, waiting):
+                self._told_waiting[worker.id] = worker.peer, waiting
+        for gone in self._told_waiting.keys() - self._hub.fleet.workers.keys():
+            del self._told_waiting[gone]
 
     def _tell(self, waiting: _Waiting, position: int, words: str) -> None:
         now = self._hub.clock.monotonic()
@@ -157,6 +209,11 @@ class Placer:
         """The worker that keeps this parked session and is there, or ""."""
         kept = session.kept
         return kept.worker if kept and not session.kept_missing and kept.worker in self._hub.fleet.workers else ""
+
+    def _only(self, waiting: _Waiting, machines: list[Machine]) -> str:
+        """The worker that a waiting call must go to: the one that keeps its session, unless that can never give what is asked."""
+        keeper = self._keeper(waiting.session)
+        return keeper if keeper and self._can_give(keeper, waiting.call.resources, machines) else ""
 
     def _keeper_lost(self, session: Session) -> bool:
         """Whether the worker that keeps the session is not there, and may come back with it."""
@@ -264,11 +321,13 @@ class Placer:
             cpu=resources.cpu, memory_mib=resources.memory_mib, usd_per_second=rate_text, price_note=rate.note,
         )  # fmt: skip
         kept = session.kept
-        parked = kept.id if kept is not None and self._keeper(session) == placed.worker else ""
+        keeper = self._keeper(session)
+        parked = kept.id if kept is not None and keeper == placed.worker else ""
+        moved = kept.id if kept is not None and keeper and not parked else ""
         detail = ContainerDetail(
-            resources=resources, info=info, usd_per_second=rate_text, recipe=call.recipe, parked=parked,
+            resources=resources, info=info, usd_per_second=rate_text, recipe=call.recipe, parked=parked, moved=moved,
             mirror_identity=image.identity if call.recipe is None else "",
-            names_lost=session.lost_container or (kept is not None and not parked),
+            names_lost=session.lost_container or (kept is not None and not parked and not moved),
             volumes=(call.cell.volumes if call.cell is not None else None) or [],
             link_image=image if call.cell is not None and call.cell.with_link else None,
         )  # fmt: skip
@@ -285,6 +344,9 @@ class Placer:
         worker = self._hub.fleet.workers.get(handle.worker)
         problem: ErrorInfo | None = None
         try:
+            keys = await bucket_keys(self._hub, session, handle, call_id)
+            build_secrets = await for_container(self._hub, session, handle, call_id)
+            names = await self._moved_names(session, handle)
             if handle.state is not ContainerState.STARTING:
                 # Stopped since it was placed: the worker did not know what to stop, and must not start it now.
                 self._hub.events.container_gone(handle, handle.stop_reason or EndReason.STOPPED)
@@ -296,7 +358,7 @@ class Placer:
                     container=handle.id, lease=handle.lease, epoch=handle.epoch, session=session.id,
                     notebook=session.record.notebook, resources=handle.detail.resources, gpus=list(handle.gpus), image=image,
                     recipe=handle.detail.recipe, engine="", prepare_call=call_id, parked=handle.detail.parked,
-                    volumes=handle.detail.volumes,
+                    volumes=handle.detail.volumes, bucket_keys=keys, build_secrets=build_secrets, names=names,
                     park_key=self._hub.secret_desk.park_key(session, handle.detail.parked),
                     link_token=container_token(self._hub.secrets.master_key, handle.id)
                     if handle.detail.link_image is not None else "",
@@ -308,3 +370,23 @@ class Placer:
             problem = why.info
         if problem is not None:
             self._hub.events.container_gone(handle, handle.stop_reason or EndReason.START_FAILED, problem)
+
+    async def _moved_names(self, session: Session, handle: ContainerHandle) -> ParkedNames | None:
+        """The names of a session that another worker keeps, for the one that it goes to. Raises the error tree: then the
+        container is not started, and the session stays where it is kept."""
+        kept = session.kept
+        if not handle.detail.moved or kept is None:
+            return None
+        worker = self._hub.fleet.workers.get(kept.worker)
+        try:
+            if worker is not None and worker.peer is not None:
+                answer = await worker.peer.request(SendParked(parked=kept.id), timeout_seconds=MOVE_SECONDS)
+                assert isinstance(answer, ParkedNames)
+                return answer
+        except (LinkClosed, TimeoutError):
+            pass
+        where = self._hub.fleet.machine(kept.worker) or kept.worker
+        raise error(
+            ErrorCode.UNAVAILABLE, f"the names of session {session.record.name!r} could not be fetched from {where}",
+            next="run the cell again when that machine is back",
+        )  # fmt: skip

@@ -153,16 +153,25 @@ class Cgroup:
                 if folder.is_dir():
                     _limit_v2(folder, limits)
             return
+        self.limit_memory(limits.memory_mib)
+        (self._v1("cpu") / "cpu.cfs_quota_us").write_text(str(limits.cpu_quota_microseconds))
+        (self._v1("pids") / "pids.max").write_text(str(limits.pids))
+
+    def limit_memory(self, memory_mib: int) -> None:
+        """As `limit`, of its memory alone."""
+        if self.host.version == 2:
+            for folder in (self._v2, self._v2 / "sandbox"):
+                if folder.is_dir():
+                    (folder / "memory.max").write_text(str(memory_mib * _MIB))
+            return
         current = self.memory_limit_bytes()
         # The limit with swap is never below the one without.
         names = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"]
-        if current is not None and limits.memory_mib * _MIB > current:
+        if current is not None and memory_mib * _MIB > current:
             names.reverse()
         for path in [self._v1("memory") / name for name in names]:
             if path.exists():
-                path.write_text(str(limits.memory_mib * _MIB))
-        (self._v1("cpu") / "cpu.cfs_quota_us").write_text(str(limits.cpu_quota_microseconds))
-        (self._v1("pids") / "pids.max").write_text(str(limits.pids))
+                path.write_text(str(memory_mib * _MIB))
 
     def procs_files(self) -> list[Path]:
         """Files that a process writes its pid (or 0) to, to be in the group before it does anything else."""

@@ -43,6 +43,7 @@ class Mount:
     read_only: bool = True
     size_bytes: int = 0
     mode: int = 0o755
+    own_handles: bool = False  # a bind: a file is closed on the host when the program closes it, as a bucket must know
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,10 @@ class Container(Protocol):
 
     async def usage(self) -> Usage:
         """Usage now; fields are None where this machine does not tell, or the container is gone."""
+
+    def spare_memory(self, more_mib: int) -> None:
+        """Let it use so much more memory on the host than its limit, until it is called again (0: its limit alone). Nothing where
+        there are no limits. Blocks for less than a millisecond. Raises OSError: it uses more already, or is gone."""
 
     async def checkpoint(self, folder: Path) -> None:
         """Write its processes to an empty host folder and end it: `wait` then tells the cause "checkpointed".

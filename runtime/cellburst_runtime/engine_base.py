@@ -93,6 +93,11 @@ class ContainerBase:
             self._cgroup.limit(limits)
         self.spec = replace(self.spec, memory_mib=limits.memory_mib, cpu=limits.cpu)
 
+    def spare_memory(self, more_mib: int) -> None:
+        """See `engine.Container.spare_memory`."""
+        if self._cgroup is not None and not self._removed:
+            self._cgroup.limit_memory(self.spec.memory_mib + more_mib)
+
     async def checkpoint(self, folder: Path) -> None:
         """See `engine.Container.checkpoint`: not with this engine."""
         raise CheckpointFailed(

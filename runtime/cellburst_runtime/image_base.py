@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cellburst_protocol.errors import ErrorCode, error
+from cellburst_protocol.errors import CellburstError, ErrorCode, error
 from cellburst_protocol.images import SUITE_PYTHON, DebianSlim
 
 from .image_config import ImageConfig, from_oci
@@ -41,6 +41,7 @@ _OCI_ARCHITECTURES = {
     "s390x": "s390x",
     "riscv64": "riscv64",
 }
+_REFUSED = re.compile(r"unauthorized|authentication required|invalid username/password|denied:", re.IGNORECASE)
 _LOOPBACK = re.compile(r"^(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?/")
 
 
@@ -108,8 +109,12 @@ async def _sources(suite: str) -> list[str]:
     return [*lines, f"deb {signed}{security} {suite}-security main"] if security else lines
 
 
-async def pull(machine: BuildMachine, draft: Draft, reference: str, log: Callable[[str], None]) -> ImageConfig:
-    """An image of a registry into `draft.upper`; what it says about running it.
+async def pull(
+    machine: BuildMachine, draft: Draft, reference: str, log: Callable[[str], None], *, login: Path | None = None,
+    secret: str = "",
+) -> ImageConfig:  # fmt: skip
+    """An image of a registry into `draft.upper`; what it says about running it. `login` is a file with the registry's login, of
+    the secret `secret`.
 
     Raises RequestError for one that is made for another architecture, PlatformError and UserCodeError as the programs fail.
     """
@@ -117,22 +122,15 @@ async def pull(machine: BuildMachine, draft: Draft, reference: str, log: Callabl
     wanted = _OCI_ARCHITECTURES.get(platform.machine(), platform.machine())
     # A registry on this very machine has no certificate; that is how Docker treats it too.
     insecure = ["--src-tls-verify=false"] if _LOOPBACK.match(reference) else []
-    await _run(
-        machine,
-        draft,
-        [
-            "skopeo",
-            "--override-os",
-            "linux",
-            "--override-arch",
-            wanted,
-            "copy",
-            *insecure,
-            f"docker://{reference}",
-            f"oci:{layout}:image",
-        ],
-        log,
-    )
+    known = ["--authfile", str(login)] if login is not None else []  # never in an argument: others can see those
+    platform_options = ["--override-os", "linux", "--override-arch", wanted]
+    command = ["skopeo", *platform_options, "copy", *insecure, *known, f"docker://{reference}", f"oci:{layout}:image"]
+    try:
+        await _run(machine, draft, command, log)
+    except CellburstError as why:
+        if _REFUSED.search(why.info.detail.get("output", "")):
+            raise _refused(reference, secret, why) from None
+        raise
     document = _oci_config(layout)
     architecture = str(document.get("architecture", ""))
     if architecture != wanted:
@@ -146,6 +144,19 @@ async def pull(machine: BuildMachine, draft: Draft, reference: str, log: Callabl
     unpacked.rename(draft.upper)
     await asyncio.to_thread(strip_overlay_marks, draft.upper)
     return from_oci(document)
+
+
+def _refused(reference: str, secret: str, why: CellburstError) -> CellburstError:
+    registry, name = reference.partition("/")[0], secret.partition(":")[0]
+    if secret:
+        message = f"{registry} did not accept the login of the secret {name!r} for {reference}"
+        then = f"`cellburst secret create {name} REGISTRY_USERNAME=... REGISTRY_PASSWORD=- --update` changes it"
+    else:
+        message = f"{registry} wants a login for {reference}, or has no such image"
+        then = 'give from_registry(..., secret=Secret.from_name("...")), with the keys REGISTRY_USERNAME and REGISTRY_PASSWORD'
+    return error(
+        ErrorCode.IMAGE_BUILD, message, next=then, **{k: v for k, v in why.info.detail.items() if k != "command"}
+    )
 
 
 def strip_overlay_marks(root: Path) -> None:

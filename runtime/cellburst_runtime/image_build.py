@@ -3,8 +3,6 @@
 One step: hold the layer if it is there; else wait for the right to make it, look again, run the step on a draft over the
 layers below, and rename the finished draft into the store. A build holds the layers it has so far, so that none is
 evicted under it; the BuiltImage it returns keeps holding them until it is released.
-
-Longer than most files here because building, and what the store's images are asked for by the command, share one object.
 """
 
 from __future__ import annotations
@@ -13,22 +11,19 @@ import asyncio
 import contextlib
 import os
 import platform
-import secrets
-import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
+from secrets import token_hex
 
 import msgspec
 from blake3 import blake3
 
 from cellburst_protocol.errors import CellburstError, ErrorCode, error, from_info
 from cellburst_protocol.images import (
-    BASES,
-    MAX_STEPS,
     METADATA,
     AnyStep,
     CopyFrom,
@@ -38,18 +33,19 @@ from cellburst_protocol.images import (
     layer_keys,
 )
 
+from .image_check import check_recipe
 from .image_config import ImageConfig, after
+from .image_logs import Log, LogFiles
 from .image_root import mount_root
 from .image_sandbox import BuildMachine
+from .image_secrets import BuildSecrets
 from .image_step_base import StepMachine
 from .image_steps import StepRunner
 from .image_store import MAX_CACHE_BYTES, HeldLayer, ImageStore, LayerMeta
 from .mounts import unmount_below
-from .tools import find_program
+from .tools import find_uv
 
-Log = Callable[[str], None]
 Files = Callable[[str], Path | Awaitable[Path]]
-_LOGS_KEPT = 200  # of builds, newest
 
 
 class ImageRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -120,6 +116,15 @@ class _Chain:
             layer.lock.release()
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What all steps of one build have: its own mark for steps that are forced, local files, secrets."""
+
+    nonce: str
+    files: Files
+    secrets: BuildSecrets
+
+
 @dataclass
 class _Progress:
     """Writes one build's log: to the caller and to the file."""
@@ -158,11 +163,14 @@ class ImageBuilder:
             pythons=folder / "pythons",
             pickle_folder=_pickle_folder(),
         )
-        for name in ("images", "logs"):
-            (folder / name).mkdir(exist_ok=True)
+        (folder / "images").mkdir(exist_ok=True)
+        self._logs = LogFiles(folder / "logs")
 
-    async def build(self, recipe: ImageRecipe, files: Files, log: Log) -> BuiltImage:
+    async def build(
+        self, recipe: ImageRecipe, files: Files, log: Log, secrets: BuildSecrets | None = None
+    ) -> BuiltImage:
         """Build what is missing of the image, and hold it. `files` gives a pack's tar by its hash; `log` gets each line.
+        `secrets` are those that its steps use: no line, and no error, has a value of them.
 
         Raises RequestError for a recipe that cannot be built here, UserCodeError (IMAGE_BUILD) when a step fails: its
         message has the step, the command, the exit code and the last 40 lines. Nothing of the failed step is left.
@@ -173,19 +181,26 @@ class ImageBuilder:
                 ErrorCode.START_FAILED, "images cannot be built on this machine: that needs root, gVisor's runsc and uv",
                 next="start the worker as root, after `make setup`; without that, cells run in the notebook's own environment",
             )  # fmt: skip
-        _check(recipe, architecture)
-        nonce = secrets.token_hex(8)
+        check_recipe(recipe, architecture)
+        given = secrets or BuildSecrets()
+        job = _Job(token_hex(8), files, given)
         steps: list[AnyStep] = [*recipe.steps, *recipe.adds]
-        keys = layer_keys(steps, architecture=architecture, nonce=nonce)
+        keys = layer_keys(steps, architecture=architecture, nonce=job.nonce, versions=given.versions)
         await self.store.remove_dead_drafts()
         chain = _Chain(self.store)
-        with self._log_file(keys[-1], log) as logged:
+        with self._logs.begin(keys[-1], log) as written:
+
+            def logged(line: str) -> None:
+                written(given.hide(line))
+
             try:
-                await self._build_chain(chain, steps, keys, nonce, files, _Progress(logged, len(steps)))
+                await self._build_chain(chain, steps, keys, job, _Progress(logged, len(steps)))
             except BaseException as problem:
                 chain.release()
                 if isinstance(problem, CellburstError):
-                    logged(problem.info.text())
+                    hidden = given.hidden(problem)
+                    written(hidden.info.text())
+                    raise hidden from None
                 raise
         image = self._image(chain, keys, len(recipe.steps))
         self._note(image, [describe(step) for step in steps])
@@ -197,8 +212,7 @@ class ImageBuilder:
         chain: _Chain,
         steps: Sequence[AnyStep],
         keys: Sequence[str],
-        nonce: str,
-        files: Files,
+        job: _Job,
         progress: _Progress,
     ) -> None:
         for step, key in zip(steps, keys, strict=True):
@@ -206,31 +220,30 @@ class ImageBuilder:
             title = f"Step {progress.done} of {progress.total}: {describe(step)}"
             try:
                 if isinstance(step, FromStage):
-                    await self._stage(chain, step.steps, nonce, files, progress)
+                    await self._stage(chain, step.steps, job, progress)
                 elif isinstance(step, METADATA):
                     chain.config = _after(chain.config, step)
                 else:
-                    await self._layer(chain, step, key, nonce, files, progress, title)
+                    await self._layer(chain, step, key, job, progress, title)
             except CellburstError as problem:
                 if not problem.info.detail.get("step"):
                     info = problem.info
                     info.detail["step"] = title
-                    info.message = f"{title} failed: {info.message}"
+                    # The command is in the message already, whole.
+                    said = str(step.__struct_config__.tag) if "command" in info.detail else describe(step)
+                    info.message = f"Step {progress.done} of {progress.total}: {said} failed: {info.message}"
                     raise from_info(info) from None
                 raise
 
-    async def _stage(
-        self, chain: _Chain, steps: Sequence[AnyStep], nonce: str, files: Files, progress: _Progress
-    ) -> None:
+    async def _stage(self, chain: _Chain, steps: Sequence[AnyStep], job: _Job, progress: _Progress) -> None:
         """Build another recipe into the chain: its layers are keyed by themselves, so that recipes share stages."""
-        keys = layer_keys(steps, architecture=platform.machine(), nonce=nonce)
+        versions = job.secrets.versions
+        keys = layer_keys(steps, architecture=platform.machine(), nonce=job.nonce, versions=versions)
         inner = _Progress(progress.log, len(steps))
         progress.log(f"A stage of {len(steps)} steps")
-        await self._build_chain(chain, steps, keys, nonce, files, inner)
+        await self._build_chain(chain, steps, keys, job, inner)
 
-    async def _layer(
-        self, chain: _Chain, step: AnyStep, key: str, nonce: str, files: Files, progress: _Progress, title: str
-    ) -> None:
+    async def _layer(self, chain: _Chain, step: AnyStep, key: str, job: _Job, progress: _Progress, title: str) -> None:
         found = await self.store.hold(key, chain.parent)
         if found is None:
             waiting = "waiting for another build that makes this step"
@@ -239,7 +252,7 @@ class ImageBuilder:
                 if found is None:
                     progress.log(title)
                     started = progress.clock()
-                    await self._make(chain, step, key, nonce, files, progress.log)
+                    await self._make(chain, step, key, job, progress.log)
                     progress.log(f"{title}: done in {progress.clock() - started:.1f} s")
                     found = await self.store.hold(key, chain.parent)
                     if found is None:
@@ -250,10 +263,10 @@ class ImageBuilder:
         # What the layer says about the image is as of its own step: metadata steps before it are in it.
         chain.config = found.meta.config
 
-    async def _make(self, chain: _Chain, step: AnyStep, key: str, nonce: str, files: Files, log: Log) -> None:
+    async def _make(self, chain: _Chain, step: AnyStep, key: str, job: _Job, log: Log) -> None:
         parent = chain.parent
-        async with self._other_image(step, nonce, files, log) as other, self.store.draft() as draft:
-            runner = StepRunner(self._steps, draft, chain.lowers(), chain.config, files, log)
+        async with self._other_image(step, job, log) as other, self.store.draft() as draft:
+            runner = StepRunner(self._steps, draft, chain.lowers(), chain.config, job.files, log, secrets=job.secrets)
             if other is not None:
                 runner.other_root = draft.folder / "other"
                 runner.other_root.mkdir()
@@ -263,7 +276,7 @@ class ImageBuilder:
                 await unmount_below(runner.other_root)
             meta = LayerMeta(
                 key=key,
-                instance=secrets.token_hex(8),
+                instance=token_hex(8),
                 parent=parent.key if parent else "",
                 parent_instance=parent.instance if parent else "",
                 step=describe(step),
@@ -273,14 +286,14 @@ class ImageBuilder:
             await asyncio.to_thread(self.store.commit, draft, meta)
 
     @asynccontextmanager
-    async def _other_image(self, step: AnyStep, nonce: str, files: Files, log: Log) -> AsyncIterator[_Chain | None]:
+    async def _other_image(self, step: AnyStep, job: _Job, log: Log) -> AsyncIterator[_Chain | None]:
         """The built stage that a step copies from."""
         if not isinstance(step, CopyFrom):
             yield None
             return
         chain = _Chain(self.store)
         try:
-            await self._stage(chain, step.steps, nonce, files, _Progress(log, 0))
+            await self._stage(chain, step.steps, job, _Progress(log, 0))
             yield chain
         finally:
             chain.release()
@@ -323,7 +336,7 @@ class ImageBuilder:
         if path.exists():
             os.utime(path)
             return
-        draft = path.with_suffix(f".{secrets.token_hex(4)}.part")
+        draft = path.with_suffix(f".{token_hex(4)}.part")
         draft.write_bytes(msgspec.json.encode(record))
         draft.replace(path)
 
@@ -365,44 +378,8 @@ class ImageBuilder:
         return found
 
     def logs(self, image: str) -> str:
-        """The log of the last build of an image, by its id or the beginning of it. Raises RequestError (NOT_FOUND)."""
-        matches = sorted((self._folder / "logs").glob(f"{image}*.log")) if image.isalnum() else []
-        if len(matches) != 1:
-            raise error(
-                ErrorCode.NOT_FOUND, f"{'several builds' if matches else 'no build'} of an image {image!r}",
-                next="`cellburst image ls` lists them",
-            )  # fmt: skip
-        return matches[0].read_text(errors="replace")
-
-    @contextlib.contextmanager
-    def _log_file(self, image: str, log: Log) -> Iterator[Log]:
-        """A log that also goes to the image's file, which is there when the build has ended, well or not."""
-        folder = self._folder / "logs"
-        part = folder / f"{image}.{secrets.token_hex(4)}.part"
-        with open(part, "w", encoding="utf-8") as file:
-
-            def both(line: str) -> None:
-                file.write(f"{line}\n")
-                log(line)
-
-            try:
-                yield both
-            finally:
-                file.flush()
-                part.replace(folder / f"{image}.log")
-                _drop_oldest(folder, _LOGS_KEPT)
-
-
-def _drop_oldest(folder: Path, keep: int) -> None:
-    """Delete all but the newest logs, and drafts of builds that were killed a day ago."""
-    times: dict[Path, float] = {}
-    for path in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            times[path] = path.stat().st_mtime
-    logs = sorted((path for path in times if path.suffix == ".log"), key=times.__getitem__)
-    dead = [path for path in times if path.suffix == ".part" and times[path] < time.time() - 86_400]
-    for path in [*logs[:-keep], *dead]:
-        path.unlink(missing_ok=True)
+        """See `image_logs.LogFiles.read`."""
+        return self._logs.read(image)
 
 
 def _after(config: ImageConfig, step: AnyStep) -> ImageConfig:
@@ -412,30 +389,6 @@ def _after(config: ImageConfig, step: AnyStep) -> ImageConfig:
         raise error(
             ErrorCode.BAD_ARGUMENT, str(problem), next="write \\$ for a dollar sign that is no variable"
         ) from None
-
-
-def _check(recipe: ImageRecipe, architecture: str) -> None:
-    steps = [*recipe.steps, *recipe.adds]
-    if recipe.architecture not in ("", architecture):
-        raise error(
-            ErrorCode.BAD_ARGUMENT, f"this image is for {recipe.architecture}, and this worker's machine is {architecture}",
-            allowed=architecture, next="run it on a worker of that architecture",
-        )  # fmt: skip
-    if not recipe.steps or not isinstance(recipe.steps[0], BASES):
-        raise error(ErrorCode.BAD_ARGUMENT, "an image begins with a base", next="begin with Image.debian_slim()")
-    if any(isinstance(step, BASES) for step in steps[1:]):
-        raise error(ErrorCode.BAD_ARGUMENT, "an image has one base only", next="leave out the second")
-    if len(steps) > MAX_STEPS:
-        raise error(
-            ErrorCode.BAD_ARGUMENT, f"the image has {len(steps)} steps", allowed=f"at most {MAX_STEPS}",
-            next="put several commands into one run_commands",
-        )  # fmt: skip
-
-
-def find_uv() -> str:
-    """uv's program: beside this Python, else on PATH."""
-    beside = Path(sys.executable).with_name("uv")
-    return str(beside) if beside.is_file() else find_program("uv")
 
 
 def _pickle_folder() -> Path | None:

@@ -22,7 +22,8 @@ from .image_index import PLACE
 from .image_python import PREFIX, PROBE, PROBE_BARE, PythonPlaces, candidates, copy_python
 from .image_root import mount_root
 from .image_sandbox import Program, run_program
-from .image_step_base import StepBase
+from .image_secrets import AS_JSON
+from .image_step_base import SECRETS, StepBase
 
 _CALL = f"""
 import sys
@@ -31,6 +32,11 @@ import pickle
 with open("{PLACE}/input/call.pickle", "rb") as file:
     function, args, kwargs = pickle.load(file)
 function(*args, **kwargs)
+"""
+_WITH_SECRETS = f"""
+import json, os
+with open("{SECRETS}/{AS_JSON}", encoding="utf-8") as file:
+    os.environ.update(json.load(file))
 """
 
 
@@ -201,8 +207,10 @@ class PythonSteps(StepBase):
         mounts = [*base.mounts, await self.input_mount(step.pack)]
         if self.machine.pickle_folder is not None:
             mounts.append(Mount(f"{PLACE}/function/cloudpickle", str(self.machine.pickle_folder)))
-        request = replace(base, arguments=[python, "-c", _CALL], mounts=tuple(mounts))
-        await self.program(request, f"run_function {step.name}")
+        script = (_WITH_SECRETS if step.secrets else "") + _CALL
+        request = replace(base, arguments=[python, "-c", script], mounts=tuple(mounts))
+        async with self.with_secrets(request, step.secrets) as program:
+            await self.program(program, f"run_function {step.name}")
 
 
 def _merged(config: ImageConfig, python: ImageConfig) -> ImageConfig:

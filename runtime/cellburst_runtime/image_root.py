@@ -16,8 +16,10 @@ import asyncio
 import os
 import shutil
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from cellburst_protocol.errors import ErrorCode, error
 
@@ -34,6 +36,7 @@ UPPER, WORK = "root", "rootwork"  # below FOLDER/layer
 _PROGRAMS = frozenset({"bin", "lib", "lib32", "lib64", "libx32", "sbin", "usr"})
 _OPEN_TO_ALL = "root"  # where local Python source goes: the container's uid must be able to read it
 MOST_READ_BYTES = 1 << 20
+MOST_NAMES_BYTES = 2048  # of layers in a mount option: mount(2) takes 4096, in which two more paths must stand
 
 
 async def clear_image_root(bundle: Path) -> None:
@@ -115,11 +118,29 @@ async def mount_root(place: Path, lowers: Sequence[Path], upper: Path | None, wo
 
     Options that would tie a layer to the ones it was made over by more than names (redirects, indexes) are off.
     """
+    with _short_names(place, lowers) as (base, names):
+        options = f"lowerdir={names},redirect_dir=nofollow,metacopy=off,index=off,nosuid,nodev"
+        if upper is not None and work is not None:
+            options += f",upperdir={upper},workdir={work}"
+        await _mount_overlay(base, options, place)
+
+
+@contextmanager
+def _short_names(place: Path, lowers: Sequence[Path]) -> Iterator[tuple[str, str]]:
+    """A folder, and the layers' names in it for one mount option: as they are, or where they are too long by links that are there
+    only while they are mounted."""
     base = os.path.commonpath([lower.parent for lower in lowers])
     names = ":".join(os.path.relpath(lower, base) for lower in lowers)
-    options = f"lowerdir={names},redirect_dir=nofollow,metacopy=off,index=off,nosuid,nodev"
-    if upper is not None and work is not None:
-        options += f",upperdir={upper},workdir={work}"
+    if len(names.encode()) <= MOST_NAMES_BYTES:
+        yield base, names
+        return
+    with TemporaryDirectory(prefix="names-", dir=place.parent) as links:
+        for number, lower in enumerate(lowers):
+            (Path(links) / str(number)).symlink_to(lower)
+        yield links, ":".join(map(str, range(len(lowers))))
+
+
+async def _mount_overlay(base: str, options: str, place: Path) -> None:
     # By mount(2), which takes 4096 bytes of options, from a folder that keeps the names short; newer mount(8) would
     # otherwise use a call that takes 256.
     program = [

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cellburst_protocol.errors import CellburstError, ErrorCode, error
@@ -17,8 +18,10 @@ from .image_config import ImageConfig
 from .image_files import check_pack, find_user, make_folder, unpack
 from .image_index import PLACE, PackageSource, certificates, package_source
 from .image_sandbox import BuildMachine, Outcome, Program, run_program
+from .image_secrets import BuildSecrets, shown_in_memory
 from .image_store import Draft
 
+SECRETS = f"{PLACE}/secrets"  # where a step that has some sees them
 _FULL_BYTES = 1 << 20  # less than this free is a full disk
 
 
@@ -46,6 +49,7 @@ class StepBase:
     files: Callable[[str], Path | Awaitable[Path]]
     log: Callable[[str], None]
     other_root: Path | None = None  # the mounted image that CopyFrom copies from
+    secrets: BuildSecrets = field(default_factory=BuildSecrets)
 
     async def program(self, program: Program, shown: str) -> Outcome:
         """Run one in the sandbox; raise UserCodeError (IMAGE_BUILD) with its last lines unless it ends with 0."""
@@ -74,6 +78,16 @@ class StepBase:
         folder = self.config.workdir or "/"
         make_folder(self.draft.root, folder)
         return Program([], environment, folder, uid, gid, mounts=tuple(self.machine.certificates.mounts))
+
+    @asynccontextmanager
+    async def with_secrets(self, program: Program, uses: Sequence[str]) -> AsyncIterator[Program]:
+        """The program with these secrets at SECRETS of its root, for as long as it is needed. Raises RequestError (NOT_FOUND)."""
+        if not uses:
+            yield program
+            return
+        values = self.secrets.environment(uses)
+        async with shown_in_memory(self.draft.folder, values, program.uid, program.gid) as folder:
+            yield replace(program, mounts=(*program.mounts, Mount(SECRETS, str(folder))))
 
     async def pack_file(self, pack: FilePack) -> Path:
         """A pack's tar, checked. Raises PlatformError (INTEGRITY)."""

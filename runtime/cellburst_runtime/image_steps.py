@@ -30,6 +30,9 @@ from .image_config import ImageConfig
 from .image_files import copy_between, make_folder, ownership, place_pack
 from .image_python_steps import PythonSteps
 from .image_root import mount_root
+from .image_sandbox import Program
+from .image_secrets import login_file, with_environment
+from .image_step_base import SECRETS
 from .mounts import unmount_below
 
 _SHELL = ["/bin/sh", "-c"]
@@ -47,7 +50,7 @@ class StepRunner(PythonSteps):
             await make_debian(self.machine.build, self.draft, step, self.log)
             config = ImageConfig(clean=True)
         elif isinstance(step, FromRegistry):
-            config = await pull(self.machine.build, self.draft, step.reference, self.log)
+            config = await self._pull(step)
         elif isinstance(step, FromScratch):
             return ImageConfig()
         await mount_root(self.draft.root, self.lowers, self.draft.upper, self.draft.work)
@@ -74,8 +77,9 @@ class StepRunner(PythonSteps):
             case UvSync():
                 await self.uv_sync(step)
             case RunCommands():
-                for command in step.commands:
-                    await self._command(command, step.environment)
+                async with self.with_secrets(self.request(as_user=True), step.secrets) as base:
+                    for command in step.commands:
+                        await self._command(base, command, step)
             case RunFunction():
                 await self.function(step)
             case Copy():
@@ -86,12 +90,21 @@ class StepRunner(PythonSteps):
                 raise error(ErrorCode.INTERNAL, f"{type(step).__name__} makes no layer")
         return config
 
-    async def _command(self, command: str | list[str], extra: dict[str, str]) -> None:
-        base = self.request(as_user=True)
+    async def _pull(self, step: FromRegistry) -> ImageConfig:
+        build, draft = self.machine.build, self.draft
+        if not step.secret:
+            return await pull(build, draft, step.reference, self.log)
+        values = self.secrets.environment([step.secret])
+        async with login_file(draft.folder, step.reference, values) as login:
+            return await pull(build, draft, step.reference, self.log, login=login, secret=step.secret)
+
+    async def _command(self, base: Program, command: str | list[str], step: RunCommands) -> None:
         arguments = [*(self.config.shell or _SHELL), command] if isinstance(command, str) else command
         shown = command if isinstance(command, str) else " ".join(command)
         self.log(f"$ {shown}")
-        environment = {**_APT_ENVIRONMENT, **base.environment, **extra}
+        if step.secrets:
+            arguments = with_environment(SECRETS, arguments)
+        environment = {**_APT_ENVIRONMENT, **base.environment, **step.environment}
         await self.program(replace(base, arguments=arguments, environment=environment), shown)
 
     async def _apt(self, step: AptInstall) -> None:

@@ -283,7 +283,14 @@ def _scaffold(folder: Path) -> Path:
     scaffold = folder / "scaffold"
     for name in ("proc", "sys", "dev", "etc", "run", "tmp", "root", "cellburst/build"):
         (scaffold / name).mkdir(parents=True, exist_ok=True)
-    for name in ("cache", "input", "function", "tmp", *(f"index/{number}" for number in range(MOST_FOLDERS))):
+    for name in (
+        "cache",
+        "input",
+        "function",
+        "secrets",
+        "tmp",
+        *(f"index/{number}" for number in range(MOST_FOLDERS)),
+    ):
         (scaffold / "cellburst/build" / name).mkdir(parents=True, exist_ok=True)
     for name in ("uv", "uv.toml", "certificates.crt"):
         (scaffold / "cellburst/build" / name).touch()

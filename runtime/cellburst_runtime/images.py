@@ -14,8 +14,10 @@ from cellburst_protocol.messages import EngineInfo
 from .cgroups import Cgroups
 from .engine import Engine
 from .engine_gvisor import GvisorEngine
-from .image_build import BuiltImage, Files, ImageBuilder, ImageRecord, Log
+from .image_build import BuiltImage, Files, ImageBuilder, ImageRecord
+from .image_logs import Log
 from .image_sandbox import BuildMachine
+from .image_secrets import BuildSecrets
 from .snapshots import SnapshotStore
 
 FOLDER = "images"  # below the data folder
@@ -39,9 +41,11 @@ class Images:
         self._engine = capable[0] if capable else None
         self._builder: ImageBuilder | None = None
 
-    async def build(self, recipe: ImageRecipe, files: Files, log: Log) -> BuiltImage:
+    async def build(
+        self, recipe: ImageRecipe, files: Files, log: Log, secrets: BuildSecrets | None = None
+    ) -> BuiltImage:
         """See `ImageBuilder.build`. The caller releases it. Raises RequestError (NOT_YET) where no engine can."""
-        return await (await asyncio.to_thread(self._made)).build(recipe, files, log)
+        return await (await asyncio.to_thread(self._made)).build(recipe, files, log, secrets)
 
     async def share(self, image: BuiltImage) -> BuiltImage:
         """Hold an image once more. Raises PlatformError (STORE) when it is not whole any more."""

@@ -163,7 +163,7 @@ def _mount(mount: Mount, uid: int, gid: int) -> dict[str, Any]:
             "destination": mount.destination,
             "type": "bind",
             "source": mount.source,
-            "options": ["rbind", access, "nosuid"],
+            "options": ["rbind", access, "nosuid", *(["disable_file_handle_sharing"] if mount.own_handles else [])],
         }
     options = [access, "nosuid", "nodev", f"mode={mount.mode:04o}", f"uid={uid}", f"gid={gid}"]
     if mount.size_bytes:

@@ -197,14 +197,21 @@ class PreparedContainer:
             bundle_mounts = [Mount(shown, str(self.bundle.packages))]
         # Also without GPUs: one template then serves containers with and without.
         bin_mounts = [Mount(BIN, str(self.folder / "bin"))] if isolated else []
-        volume_mounts = [Mount(VOLUMES_SHOWN, str(self.folder / VOLUMES), read_only=False)] if isolated else []
+        volumes = Mount(VOLUMES_SHOWN, str(self.folder / VOLUMES), read_only=False, own_handles=True)
         return ContainerSpec(
             id=self.request.container,
             folder=self.folder,
             arguments=(*plan.python, "-I", "-S", "-B", f"{runner}/cellburst_runner/__main__.py"),
             environment=environment,
             working_folder=plan.working_folder,
-            mounts=(*plan.mounts, *self.made.mounts, runner_mount, *bundle_mounts, *bin_mounts, *volume_mounts),
+            mounts=(
+                *plan.mounts,
+                *self.made.mounts,
+                runner_mount,
+                *bundle_mounts,
+                *bin_mounts,
+                *([volumes] if isolated else []),
+            ),
             links=plan.links,
             root_files=plan.root_files,
             cpu=resources.cpu,

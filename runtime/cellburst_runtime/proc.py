@@ -17,6 +17,8 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 # Every process of a container of the `process` engine inherits this variable, also one that left its session.
 MARK = "CELLBURST_CONTAINER"
+# And this what we run beside a container for it, so that it is not ended with the container's own processes.
+HELPER_MARK = "CELLBURST_BESIDE"
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,9 @@ def descendants(pid: int) -> list[ProcessStat]:
     return found
 
 
-def marked(container_id: str) -> list[int]:
+def marked(container_id: str, mark: str = MARK) -> list[int]:
     """Pids of the live processes that inherited the container's mark, wherever they were reparented to."""
-    needle = f"{MARK}={container_id}".encode()
+    needle = f"{mark}={container_id}".encode()
     found: list[int] = []
     for entry in _PROC.iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():

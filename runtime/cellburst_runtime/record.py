@@ -16,7 +16,8 @@ CONTAINERS = "containers"  # below the run folder: one folder for each container
 class ContainerRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Everything of one container that lies outside its folder. Empty fields were not made.
 
-    `pid` and `start_ticks` name the engine's or the container's first process; `store` is the disk image of its layer.
+    `pid` and `start_ticks` name the engine's or the container's first process; `store` is the disk image of its layer; with
+    `helpers` processes of ours with its mark show it buckets.
     """
 
     id: str
@@ -28,6 +29,7 @@ class ContainerRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     pid: int = 0
     start_ticks: int = 0
     store: str = ""
+    helpers: bool = False
 
     def save(self, folder: Path) -> None:
         """Write it to the container's folder, whole or not at all."""

@@ -15,9 +15,12 @@ from cellburst_protocol.errors import ErrorCode, error
 
 from .cgroups import Cgroups
 from .mounts import mounts_below, unmount_below
-from .proc import descendants, is_same_process, kill_until_none, marked, process_stat
+from .proc import HELPER_MARK, descendants, is_same_process, kill_until_none, marked, process_stat
 from .record import ContainerRecord
 from .tools import run_command
+
+HANGS_SECONDS = 3.0  # until a container's processes are taken to wait for its buckets
+UPLOAD_SECONDS = 10.0  # of what a container of a dead worker closed last
 
 
 class NetworkRemover(Protocol):
@@ -36,6 +39,17 @@ class Remover:
 
     async def end(self, record: ContainerRecord) -> None:
         """End every process of a container and the engine's own around it."""
+        if not record.helpers:
+            return await self._end(record)
+        # A process that waits for a bucket whose server hangs cannot be ended before what shows the bucket is.
+        impatience = asyncio.create_task(_end_helpers(record.id, after_seconds=HANGS_SECONDS))
+        try:
+            await self._end(record)
+        finally:
+            impatience.cancel()
+            await asyncio.gather(impatience, return_exceptions=True)
+
+    async def _end(self, record: ContainerRecord) -> None:
         if record.cgroup:
             await self.cgroups.group(record.cgroup).kill()
         # Processes first: asked to delete a live container, runsc without root waits 5 s for it.
@@ -72,6 +86,9 @@ class Remover:
         if record.network and self.networks is not None:
             await self.networks.remove(record.id)
         left += await unmount_below(folder)
+        if record.helpers:
+            # Those of a dead worker: their folder is gone, and they end when what they were given is uploaded.
+            left += await _end_helpers(record.id, after_seconds=UPLOAD_SECONDS)
         if record.store:
             Path(record.store).unlink(missing_ok=True)
         if record.cgroup:
@@ -84,6 +101,21 @@ class Remover:
         """End and clear."""
         await self.end(record)
         await self.clear(record, folder)
+
+
+async def _end_helpers(container_id: str, *, after_seconds: float) -> list[str]:
+    """End what shows buckets to a container, by its mark: so also what its worker had no time to note. Returns what is left."""
+
+    def list_pids() -> list[int]:
+        return marked(container_id, HELPER_MARK)
+
+    try:
+        async with asyncio.timeout(after_seconds):
+            while await asyncio.to_thread(list_pids):
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        pass
+    return [] if await kill_until_none(list_pids) else [f"what shows its buckets ({list_pids()})"]
 
 
 def remove_folder(folder: Path) -> None:

@@ -31,8 +31,10 @@ from .engine_gvisor import GvisorEngine
 from .engine_process import ProcessEngine
 from .engines import Choice, find_engines
 from .fork_servers import ForkServers
-from .image_build import BuiltImage, Files, Log
+from .image_build import BuiltImage, Files
+from .image_logs import Log
 from .image_plan import plan_image, recipe_of, shown_spec
+from .image_secrets import BuildSecrets
 from .images import Images, cannot_run, runs_images
 from .layer_make import make_layer, make_store
 from .mirror import MirrorPlan, machine_id, plan_mirror
@@ -132,10 +134,12 @@ class Runtime:
         """Live figures of the GPUs, in no order; unknown ones are left out. Blocks for milliseconds: call it in a thread."""
         return [*self._real.usage(uuids), *self._simulated.usage(uuids)]
 
-    async def build_image(self, request: StartContainer, files: Files, log: Log) -> BuiltImage | None:
+    async def build_image(
+        self, request: StartContainer, files: Files, log: Log, secrets: BuildSecrets | None = None
+    ) -> BuiltImage | None:
         """Build and hold the image of a container, for `prepare`; None where it is a mirror. Release it when the container is
-        removed. `files` and `log` as for `ImageBuilder.build`. Raises the error tree; before any work where the engine that
-        the container would have cannot run it (NOT_YET)."""
+        removed. `files`, `log` and `secrets` as for `ImageBuilder.build`. Raises the error tree; before any work where the
+        engine that the container would have cannot run it (NOT_YET)."""
         recipe = recipe_of(request)
         if recipe is None:
             return None
@@ -143,7 +147,7 @@ class Runtime:
         engine, _ = self._engine_for(request, gpus)
         if not runs_images(engine.info):
             raise cannot_run(f"the engine {engine.info.name}")
-        return await self.images.build(recipe, files, log)
+        return await self.images.build(recipe, files, log, secrets)
 
     async def prepare(
         self, request: StartContainer, *, folder_name: str = "", store_image: Path | None = None,

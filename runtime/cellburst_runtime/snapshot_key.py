@@ -59,7 +59,7 @@ def machine_text() -> str:
 
 
 def mounts_text(mounts: Sequence[Mount]) -> str:
-    """A hash of the places, kinds, sizes and modes of all mounts; not of what lies there."""
+    """A hash of the places, kinds, sizes, modes and handles of all mounts; not of what lies there."""
     shown = [
         (
             m.destination,
@@ -67,6 +67,7 @@ def mounts_text(mounts: Sequence[Mount]) -> str:
             m.read_only,
             m.size_bytes if m.kind == "tmpfs" else 0,
             m.mode if m.kind == "tmpfs" else 0,
+            m.own_handles,
         )
         for m in mounts
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,12 @@ async def run_command(arguments: Sequence[str], *, seconds: float = COMMAND_SECO
 def find_program(name: str) -> str:
     """The path of a system program, also from the folders of system administration; "" when it is not there."""
     return shutil.which(name) or shutil.which(name, path=_SYSTEM_PATH) or ""
+
+
+def find_uv() -> str:
+    """uv's program: beside this Python, else on PATH."""
+    beside = Path(sys.executable).with_name("uv")
+    return str(beside) if beside.is_file() else find_program("uv")
 
 
 def find_runsc(data_folder: Path) -> str:

@@ -78,7 +78,7 @@ class VolumePlaces:
 
     async def show(self, asked: VolumeMount, tree: Path, serial: int, store: VolumeStore, files: VolumeFiles) -> Place:
         """Show a tree, not yet under the volume's name: see `switch`. Raises PlatformError, OSError."""
-        merged = self.folder / VOLUMES / f".{asked.name or asked.volume}.{serial}"
+        merged = self.folder / VOLUMES / f".{asked.folder_name}.{serial}"
         merged.mkdir(exist_ok=True)
         if not self.overlay:
             _fill(merged, files.entries, self.owner, store)
@@ -100,12 +100,20 @@ class VolumePlaces:
 
     def switch(self, asked: VolumeMount, place: Place) -> Place | None:
         """Show it under the volume's name from now on; returns what was shown before."""
-        draft = self.folder / VOLUMES / f".{secrets.token_hex(8)}"
-        draft.symlink_to(place.merged.name)
-        draft.replace(self.folder / VOLUMES / (asked.name or asked.volume))
+        self.link(asked, place.merged.name)
         before = self.places.get(asked.volume)
         self.places[asked.volume] = place
         return before
+
+    def link(self, asked: VolumeMount, target: str) -> None:
+        """Have its name lead there from now on."""
+        draft = self.folder / VOLUMES / f".{secrets.token_hex(8)}"
+        draft.symlink_to(target)
+        draft.replace(self.folder / VOLUMES / asked.folder_name)
+
+    def live_place(self, asked: VolumeMount) -> Path:
+        """Where a bucket or shared folder is mounted."""
+        return self.folder / VOLUMES / f".{asked.folder_name}.0"
 
     async def hide(self, volume: str, place: Place) -> None:
         """Take away a place that is not shown any more, and what was written there. A process that is in it keeps what it
@@ -122,7 +130,7 @@ class VolumePlaces:
         runner: dict[str, str] = {}
         for one in asked:
             around = _mount_around(one.path, self.mounts)
-            target = f"{SHOWN}/{one.name or one.volume}"
+            target = f"{SHOWN}/{one.folder_name}"
             if around is None:
                 root[one.path] = target
             elif around.kind == "tmpfs" and not around.read_only and one.path != around.destination:
@@ -137,7 +145,7 @@ class VolumePlaces:
 
     def path_in(self, asked: VolumeMount) -> str:
         """Where code finds the volume."""
-        return asked.path if self.isolated else str(self.folder / VOLUMES / (asked.name or asked.volume))
+        return asked.path if self.isolated else str(self.folder / VOLUMES / asked.folder_name)
 
 
 def _mount_around(path: str, mounts: Sequence[Mount]) -> Mount | None:

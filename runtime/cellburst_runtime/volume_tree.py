@@ -59,7 +59,7 @@ class VolumeStore:
         """Keep and return what is known of the volume after `news`, the changes since `before`."""
         if news.version == before.version and before.version:
             return before
-        files = {entry.path: entry for entry in before.entries}
+        files = {} if news.whole else {entry.path: entry for entry in before.entries}
         for entry in news.entries:
             if entry.deleted:
                 files.pop(entry.path, None)
@@ -118,8 +118,11 @@ class VolumeStore:
             os.chown(draft, *owner)
         os.utime(draft, ns=(entry.modified_ns, entry.modified_ns))
         path = self._file(entry, owner)
-        path.parent.mkdir(exist_ok=True)
-        draft.replace(path)
+        try:
+            draft.replace(path)
+        except FileNotFoundError:
+            path.parent.mkdir(exist_ok=True)  # the first of its 256
+            draft.replace(path)
 
     def copy_of(self, entry: FileEntry, owner: Owner) -> Path | None:
         """Another file here with the same bytes (of another mode, time or owner), or None. Small ones are not known."""
@@ -214,7 +217,7 @@ class VolumeStore:
             self._ready = True
 
     def _draft(self) -> Path:
-        return self.folder / "drafts" / secrets.token_hex(12)
+        return Path(f"{self.folder}/drafts/{secrets.token_hex(12)}")
 
     def _list_path(self, volume: str) -> Path:
         return self.folder / "lists" / f"{volume}.json"
@@ -222,7 +225,7 @@ class VolumeStore:
     def _file(self, entry: FileEntry, owner: Owner) -> Path:
         what = [[c.hash for c in entry.chunks], entry.size_bytes, entry.mode & 0o777, entry.modified_ns, *owner]
         key = blake3.blake3(msgspec.json.encode(what)).hexdigest()
-        return self.folder / "files" / key[:2] / key
+        return Path(f"{self.folder}/files/{key[:2]}/{key}")  # at once: a volume has 10,000 of them
 
     def _build(self, path: Path, entries: Sequence[FileEntry], owner: Owner) -> None:
         path.parent.mkdir(exist_ok=True)

@@ -2,30 +2,25 @@
 
 An Image never changes: each method returns a new one with one step more. Nothing is read from the disk before `recipe`,
 so a module that declares an image can be imported where the local files are not.
-
-Longer than most files here because it is one class with one short method for each kind of step.
 """
 
 from __future__ import annotations
 
-import inspect
 import os
 import platform
 import posixpath
 import re
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from cellburst_protocol.errors import ErrorCode, error
 from cellburst_protocol.images import (
     AddPython,
     AnyStep,
-    AptInstall,
     Cmd,
     Copy,
     Entrypoint,
@@ -34,19 +29,20 @@ from cellburst_protocol.images import (
     FromRegistry,
     FromScratch,
     ImageRecipe,
-    RunCommands,
-    RunFunction,
     Shell,
-    UvSync,
     Workdir,
     debian_slim,
 )
 
 from . import image_arguments as check
-from .image_arguments import SOURCE_FOLDER, Make, Packages
+from .image_arguments import SOURCE_FOLDER, Make
 from .image_dockerfile import dockerfile_steps
-from .image_packs import PackedFile, PackWriter, list_file, list_tree
+from .image_packs import PackWriter, list_file, list_tree
 from .image_patterns import NON_PYTHON_FILES, FilePatternMatcher, Ignore, matcher
+from .image_steps import ImageSteps
+
+if TYPE_CHECKING:
+    from .secret import Secret
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Image:
+class Image(ImageSteps):
     """A container's environment. Begin with `debian_slim`, `from_registry`, `from_dockerfile`, `from_scratch` or `mirror`."""
 
     _steps: tuple[Make, ...] = ()
@@ -81,11 +77,15 @@ class Image:
         return Image((check.just(FromScratch()),), _base="from_scratch")
 
     @staticmethod
-    def from_registry(tag: str, *, add_python: str | None = None, force_build: bool = False) -> Image:
-        """An image of a registry by its name ("ubuntu:24.04", "ghcr.io/owner/name:tag")."""
+    def from_registry(
+        tag: str, *, secret: Secret | None = None, add_python: str | None = None, force_build: bool = False
+    ) -> Image:
+        """An image of a registry by its name ("ubuntu:24.04", "ghcr.io/owner/name:tag"). `secret` (by name) has the registry's
+        login in its keys REGISTRY_USERNAME and REGISTRY_PASSWORD."""
         if not re.fullmatch(r"[a-z0-9][A-Za-z0-9._/:@-]*", tag):
             raise error(ErrorCode.BAD_ARGUMENT, f"{tag!r} is no image name", allowed="such as ubuntu:24.04")
-        steps: list[AnyStep] = [FromRegistry(reference=check.full_name(tag), force=force_build)]
+        [login] = check.secret_uses("from_registry", [secret]) if secret is not None else [""]
+        steps: list[AnyStep] = [FromRegistry(reference=check.full_name(tag), secret=login, force=force_build)]
         if add_python is not None:
             steps.append(AddPython(python_version=check.python_version(add_python), force=force_build))
         return Image((check.just(*steps),), _base="from_registry")
@@ -124,176 +124,6 @@ class Image:
         from .image_mirror import mirror_steps  # reads every installed package's metadata: only who uses it pays
 
         return Image((mirror_steps,), _base="mirror")
-
-    # packages
-
-    def apt_install(self, *packages: Packages, force_build: bool = False) -> Image:
-        """Debian packages."""
-        names = check.packages("apt_install", packages)
-        for name in names:
-            if not re.fullmatch(r"[a-z0-9][a-z0-9+.:~=_-]*", name, re.IGNORECASE):
-                raise error(
-                    ErrorCode.BAD_ARGUMENT,
-                    f"apt_install: {name!r} is no package name",
-                    allowed="such as git or ffmpeg=7:5.*",
-                )
-        return self._with("apt_install", check.just(AptInstall(packages=names, force=force_build)))
-
-    def pip_install(
-        self,
-        *packages: Packages,
-        find_links: str | None = None,
-        index_url: str | None = None,
-        extra_index_url: str | None = None,
-        pre: bool = False,
-        extra_options: str = "",
-        force_build: bool = False,
-    ) -> Image:
-        """Python packages, by uv: `pip_install("numpy", "pandas>=2")`. `extra_options` are uv's (`uv pip install --help`)."""
-        names = check.requirements("pip_install", packages)
-        step = check.pip_step(names, find_links, index_url, extra_index_url, pre, extra_options, force_build)
-        return self._with("pip_install", check.just(step))
-
-    def uv_pip_install(
-        self,
-        *packages: Packages,
-        requirements: Sequence[str] | None = None,
-        find_links: str | None = None,
-        index_url: str | None = None,
-        extra_index_url: str | None = None,
-        pre: bool = False,
-        extra_options: str = "",
-        force_build: bool = False,
-    ) -> Image:
-        """As `pip_install`, also from `requirements` files."""
-        names = check.requirements("uv_pip_install", packages, may_be_empty=bool(requirements))
-        step = check.pip_step(names, find_links, index_url, extra_index_url, pre, extra_options, force_build)
-        if not requirements:
-            return self._with("uv_pip_install", check.just(step))
-        return self._with("uv_pip_install", check.requirement_files(step, list(requirements)))
-
-    def pip_install_from_requirements(
-        self,
-        requirements_txt: str,
-        find_links: str | None = None,
-        *,
-        index_url: str | None = None,
-        extra_index_url: str | None = None,
-        pre: bool = False,
-        extra_options: str = "",
-        force_build: bool = False,
-    ) -> Image:
-        """The packages of a requirements file."""
-        step = check.pip_step([], find_links, index_url, extra_index_url, pre, extra_options, force_build)
-        return self._with("pip_install_from_requirements", check.requirement_files(step, [requirements_txt]))
-
-    def pip_install_from_pyproject(
-        self,
-        pyproject_toml: str,
-        optional_dependencies: Sequence[str] = (),
-        *,
-        find_links: str | None = None,
-        index_url: str | None = None,
-        extra_index_url: str | None = None,
-        pre: bool = False,
-        extra_options: str = "",
-        force_build: bool = False,
-    ) -> Image:
-        """The dependencies in a pyproject.toml, and those of its named optional groups; not the project itself."""
-
-        def make(_: PackWriter) -> list[AnyStep]:
-            names = check.project_dependencies(pyproject_toml, optional_dependencies)
-            return [check.pip_step(names, find_links, index_url, extra_index_url, pre, extra_options, force_build)]
-
-        return self._with("pip_install_from_pyproject", make)
-
-    def uv_sync(
-        self,
-        uv_project_dir: str = "./",
-        *,
-        groups: Sequence[str] | None = None,
-        extras: Sequence[str] | None = None,
-        frozen: bool = True,
-        extra_options: str = "",
-        force_build: bool = False,
-    ) -> Image:
-        """The dependencies that a uv project's lock file names; not the project itself."""
-
-        def make(packs: PackWriter) -> list[AnyStep]:
-            folder = Path(uv_project_dir).expanduser()
-            files = [list_file(folder / "pyproject.toml", "pyproject.toml")]
-            lock = folder / "uv.lock"
-            if frozen and not lock.is_file():
-                raise error(
-                    ErrorCode.NOT_FOUND,
-                    f"{str(folder)!r} has no uv.lock",
-                    next="run `uv lock` there, or give frozen=False",
-                )
-            files += [list_file(lock, "uv.lock")] if lock.is_file() else []
-            return [
-                UvSync(
-                    pack=packs.write(files), extras=list(extras or ()), groups=list(groups or ()), frozen=frozen,
-                    options=shlex.split(extra_options), force=force_build,
-                )
-            ]  # fmt: skip
-
-        return self._with("uv_sync", make)
-
-    # commands
-
-    def run_commands(self, *commands: Packages, force_build: bool = False) -> Image:
-        """Shell commands, one after another, as root of the image, in the build's sandbox."""
-        lines = check.words("run_commands", commands)
-        return self._with("run_commands", check.just(RunCommands(commands=list(lines), force=force_build)))
-
-    def run_function(
-        self,
-        raw_f: Callable[..., object],
-        *,
-        args: Sequence[object] = (),
-        kwargs: Mapping[str, object] | None = None,
-        force_build: bool = False,
-    ) -> Image:
-        """Call a function while building, for what it leaves on the disk (a download of weights). It sees the image only."""
-        if not inspect.isroutine(raw_f):
-            raise error(
-                ErrorCode.BAD_ARGUMENT, f"run_function({raw_f!r}): this is no function", allowed="a plain function"
-            )
-
-        def make(packs: PackWriter) -> list[AnyStep]:
-            from .image_function import pickle_call  # cloudpickle belongs to an extra
-
-            content = pickle_call(raw_f, args, kwargs or {})
-            pack = packs.write([PackedFile("call.pickle", content=content)])
-            return [RunFunction(pack=pack, name=getattr(raw_f, "__qualname__", "function"), force=force_build)]
-
-        return self._with("run_function", make)
-
-    def dockerfile_commands(
-        self,
-        *dockerfile_commands: Packages,
-        context_dir: str | Path | None = None,
-        ignore: Ignore | None = None,
-        force_build: bool = False,
-    ) -> Image:
-        """Instructions of a Dockerfile without FROM: `dockerfile_commands("RUN make", "COPY a /a")`."""
-        text = "\n".join(check.words("dockerfile_commands", dockerfile_commands)) + "\n"
-
-        def make(packs: PackWriter) -> list[AnyStep]:
-            context = Path(context_dir).expanduser() if context_dir is not None else Path.cwd()
-            ignored = check.docker_ignore(context / "Dockerfile", context, ignore)
-            steps = dockerfile_steps(
-                text,
-                packs,
-                context=context,
-                ignored=ignored,
-                arguments={},
-                name="dockerfile_commands",
-                without_base=True,
-            )
-            return check.forced(steps) if force_build else steps
-
-        return self._with("dockerfile_commands", make)
 
     # how it runs
 
@@ -415,11 +245,11 @@ class Image:
             adds=[step for step in adds if isinstance(step, Copy)],
             architecture=self._architecture,
             preload=list(self._preload),
-            mirror=self._base == "mirror",
+            mirror=self.is_mirror,
         )
         return Recipe(recipe, packs.files)
 
-    def _with(self, name: str, make: Make) -> Image:
+    def _with(self, name: str, make: Make) -> Self:
         if self._adds:
             first = self._adds[0][0]
             raise error(

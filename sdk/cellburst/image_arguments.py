@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -16,6 +17,9 @@ from cellburst_protocol.images import AnyStep, PipInstall, is_forced
 
 from .image_packs import PackedFile, PackWriter, list_file, list_tree
 from .image_patterns import FilePatternMatcher, Ignore, matcher
+
+if TYPE_CHECKING:
+    from .secret import Secret
 
 PYTHON_VERSIONS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
 SOURCE_FOLDER = "/root"  # where local Python source goes; it is on the path of programs that run there
@@ -112,6 +116,38 @@ def arguments(name: str, given: Sequence[str]) -> list[str]:
 def optional(text: str | None) -> list[str]:
     """None, or a list of one."""
     return [text] if text else []
+
+
+def secret_uses(name: str, given: Sequence[Secret]) -> list[str]:
+    """How a step names its secrets. Raises RequestError (BAD_ARGUMENT)."""
+    from .secret import Secret  # links and threads: only who uses one pays
+
+    for secret in given:
+        if not isinstance(secret, Secret):
+            raise error(
+                ErrorCode.BAD_ARGUMENT, f"{name}: {type(secret).__name__} is no secret",
+                next='write secrets=[Secret.from_name("...")]',
+            )  # fmt: skip
+        if not secret.by_name:
+            raise error(
+                ErrorCode.BAD_ARGUMENT, f"{name}: {secret!r} has no name: what is built with one is known by name and version",
+                next='Secret.objects.create("NAME", {...}) keeps it; then Secret.from_name("NAME")',
+            )  # fmt: skip
+    return [secret.use for secret in given]
+
+
+def not_while_building(name: str, volumes: object, gpu: object) -> None:
+    """Refuse what a build step cannot have. Raises RequestError (NOT_YET)."""
+    if volumes:
+        raise error(
+            ErrorCode.NOT_YET, f"{name}(volumes=...): a build step sees the image only",
+            next="read it in a cell (volumes=...), or add files with add_local_dir",
+        )  # fmt: skip
+    if gpu:
+        raise error(
+            ErrorCode.NOT_YET, f"{name}(gpu={gpu!r}): a build step has no GPU: builds hold no lease",
+            next="build without one (wheels for CUDA install without a GPU), and do what needs it in a cell: gpu=...",
+        )  # fmt: skip
 
 
 def absolute(name: str, path: str) -> None:

@@ -209,13 +209,14 @@ async def test_a_move_that_fails_ends_the_cell_and_leaves_the_session(house: Hou
 async def test_a_move_to_what_its_machine_has_not_is_refused_and_changes_nothing(house: House) -> None:
     worker = await house.worker()
     kernel = await with_session(house, worker)
-    await house.worker(name="other", gpus=("H100",))
+    await house.worker(name="other", gpus=("H100",), hostname="another-machine")
     for parked in (False, True):
         if parked:
             await park(house, kernel)
         refused = await kernel.run("print y", call=f"c2-{parked}", resources=H100)
         assert isinstance(refused, CellRefused) and refused.error.code is ErrorCode.CONFLICT
         assert "can never give gpu=H100" in refused.error.message and "%modal restart" in refused.error.next
+        assert "own environment is not on another-machine" in refused.error.message
     assert len(worker.parks_asked) == 1 and len(worker.parked) == 1
 
 

@@ -12,9 +12,10 @@ import pytest
 from cellburst.image import Image
 from cellburst_protocol.errors import CellburstError, ErrorCode
 from cellburst_protocol.images import AddPython, DebianSlim, ImageRecipe, PipInstall, RunCommands
-from cellburst_runtime.image_build import BuiltImage, ImageBuilder, find_uv
+from cellburst_runtime.image_build import BuiltImage, ImageBuilder
 from cellburst_runtime.image_python import PythonPlaces, candidates
 from cellburst_runtime.network import Networks
+from cellburst_runtime.tools import find_uv
 from tests.fakes.images import ImageHouse, content
 
 pytestmark = [pytest.mark.gvisor, pytest.mark.netns, pytest.mark.timeout(600)]

@@ -26,13 +26,14 @@ from cellburst_worker.exchange import Exchange
 from cellburst_worker.gateway_link import GatewayLink, http_url, link_url
 from cellburst_worker.imports import Imports
 from cellburst_worker.site import Limits, Site
+from cellburst_worker.volume_desk import VolumeDesk
 from cellburst_worker.volume_gateway import GatewayVolumes
 from cellburst_worker.volume_outbox import Outbox
-from cellburst_worker.volumes import VolumeDesk
 from cellburst_worker.worker import Identity, Worker
 from tests.fakes.fake_gateway import TOKEN, FakeContainer, FakeGateway
 
 pytestmark = pytest.mark.gvisor
+READY_SECONDS = 240.0  # a Debian may have to be made first, on a machine with other work
 
 
 @dataclass
@@ -52,8 +53,8 @@ class House:
     async def ready(self, id: str, **fields: object) -> tuple[FakeContainer, m.ContainerReady]:
         await self.gateway.joined()
         container = await self.gateway.start(id, self.mirror(), **({"engine": "gvisor"} | fields))
-        ended = asyncio.create_task(container.until(m.ContainerEnded, seconds=60))
-        up = asyncio.create_task(container.until(m.ContainerReady, seconds=60))
+        ended = asyncio.create_task(container.until(m.ContainerEnded, seconds=READY_SECONDS))
+        up = asyncio.create_task(container.until(m.ContainerReady, seconds=READY_SECONDS))
         await asyncio.wait({ended, up}, return_when=asyncio.FIRST_COMPLETED)
         ended.cancel()
         await asyncio.gather(ended, return_exceptions=True)
@@ -73,8 +74,9 @@ class House:
 
 @contextlib.asynccontextmanager
 async def house(
-    folder: Path, *, templates: bool = False, warm: bool = True, volumes_url: str = "", engine: str = "gvisor"
-) -> AsyncIterator[House]:
+    folder: Path, *, templates: bool = False, warm: bool = True, volumes_url: str = "", engine: str = "gvisor",
+    limits: Limits | None = None,
+) -> AsyncIterator[House]:  # fmt: skip
     notebook = folder / "notebook"
     notebook.mkdir(exist_ok=True)
     notebook.chmod(0o755)
@@ -91,7 +93,7 @@ async def house(
         if volumes_url:
             routes, folder_of = GatewayVolumes(volumes_url, lambda: TOKEN), folder / "data" / "volumes"
             volumes = VolumeDesk(VolumeStore(folder_of), routes, Outbox(folder_of / "outbox", routes))
-        site = Site(runtime, SystemClock(), exchange, spool, imports, Limits(), templates, warm, volumes)
+        site = Site(runtime, SystemClock(), exchange, spool, imports, limits or Limits(), templates, warm, volumes)
         worker = Worker(Identity("w1"), runtime.inventory(), site)
         link = GatewayLink(link_url(gateway.url), lambda: TOKEN, worker)
         found = House(gateway, folder, runtime, worker)

@@ -75,6 +75,8 @@ def test_demand_is_one_two_when_started_often_and_none_after_ten_minutes(
         (SETTLE_SECONDS, ALL, room_for(1), "k1"),
         (SETTLE_SECONDS, ALL, dataclasses.replace(room_for(1), leased_bytes=1024), ""),
         (SETTLE_SECONDS, ALL, dataclasses.replace(ROOMY, leased_bytes=ROOMY.memory_bytes * 2), ""),
+        (SETTLE_SECONDS, ALL, dataclasses.replace(ROOMY, wanted_bytes=56 * GIB - LEAST_BYTES), "k1"),
+        (SETTLE_SECONDS, ALL, dataclasses.replace(ROOMY, wanted_bytes=56 * GIB - LEAST_BYTES + 1), ""),
     ],
 )
 def test_one_is_made_when_the_machine_has_room_and_rest(
@@ -105,6 +107,15 @@ def test_the_least_recently_used_gives_way_to_the_budget() -> None:
     assert policy.plan(5.0, held, ALL, room_for(2)) == Plan(drop=("w1",), fill="k3")
     policy.started("k1", 6.0)
     assert policy.plan(9.0, held, ALL, room_for(2)) == Plan(drop=("w2",), fill="k3")
+
+
+def test_what_requests_wait_for_is_given_back_longest_unused_first() -> None:
+    policy = used(k1=0.0, k2=1.0, k3=2.0)
+    held = [Held(f"w{n}", f"k{n}", LEAST_BYTES) for n in (1, 2, 3)]
+    no_lease_bytes = ROOMY.memory_bytes - ROOMY.leased_bytes
+    for beside, drop in ((3, ()), (2, ("w1",)), (1, ("w1", "w2")), (0, ("w1", "w2", "w3")), (-9, ("w1", "w2", "w3"))):
+        machine = dataclasses.replace(ROOMY, busy=True, wanted_bytes=no_lease_bytes - beside * LEAST_BYTES)
+        assert policy.plan(5.0, held, ALL, machine) == Plan(drop=drop), beside
 
 
 def test_what_one_really_uses_counts_also_after_it_has_gone() -> None:

@@ -165,6 +165,17 @@ async def test_one_that_does_not_fit_any_more_or_has_died_is_not_handed_out(shor
         await until(lambda: noticed not in folders(h) and noticed not in held(h))
 
 
+async def test_what_a_request_waits_for_is_given_back_at_once(short_path: Path) -> None:
+    async with house(short_path, templates=True) as h:
+        first, _ = await h.ready(ID + "1", resources=SMALL)
+        await cell(first, "call-1", "pass")
+        id = await warm(h)
+        h.worker._heartbeat_seconds = 3600.0  # nothing is done by time from here on
+        await h.gateway.request(m.Waiting(count=1, memory_mib=h.runtime.inventory().memory_mib))
+        await until(lambda: id not in held(h) and not folders(h))
+        assert held(h) == []
+
+
 async def test_none_are_left_after_ten_minutes_or_at_the_end(short_path: Path) -> None:
     async with house(short_path, templates=True) as h:
         first, _ = await h.ready(ID + "1", resources=SMALL)
