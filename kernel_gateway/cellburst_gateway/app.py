@@ -41,6 +41,8 @@ from .local_worker import LocalWorker
 from .log_keeping import LogKeeper
 from .logstore import LogStore
 from .metrics import Metrics
+from .network_file_systems import NetworkFileSystems
+from .nfs_routes import nfs_routes
 from .parking import Parking
 from .placer import Placer
 from .prices import PriceTable
@@ -86,6 +88,7 @@ def build(config: GatewayConfig, clock: Clock, store: Store, held: folders.Secre
     hub.schedules = Schedules(hub)
     hub.secret_desk = SecretDesk(hub)
     hub.volumes = Volumes(hub, make_chunk_store(config))
+    hub.network_file_systems = NetworkFileSystems(config.data_folder / "shared", hub.volumes.users_of)
     return hub
 
 
@@ -108,6 +111,7 @@ def routes(hub: Hub, auth: Authenticator, links: Links) -> Application:
             (r"/metrics", MetricsRoute, base),
             (r"/blobs/([^/]*)", BlobRoute, base),
             *volume_routes(base),
+            *nfs_routes(base),
             *run_routes(base),
             (r"/link", LinkHandler, link),
         ],

@@ -50,6 +50,7 @@ class Call:
     interrupt_due: int = 0  # a level that could not be delivered yet
     end_reason: EndReason | None = None  # why we ended it, before its end is reported
     accepted_sequence: int = 0  # the last event before it
+    detached: bool = False
     starts: int = 0  # containers started for it
     reached_state: CallState = CallState.SENT  # what it was before it became unreachable
 

@@ -1,4 +1,8 @@
-"""Which volumes a cell's container has: names from the cell's line become ids, and a session keeps what it began with."""
+"""Which volumes a cell's container has: names from the cell's line become ids, and a session keeps what it began with.
+
+A bucket's secret is looked at when the cell is accepted, and opened for the worker that shows the bucket: each release is in the
+record first. Its values never enter the container.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from cellburst_protocol.buckets import bucket_id, bucket_options, check_bucket, check_bucket_keys
 from cellburst_protocol.errors import ErrorCode, error
 from cellburst_protocol.messages import RunCell
-from cellburst_protocol.volume_mounts import check_mounts, same_mounts, text_of
+from cellburst_protocol.volume_mounts import check_mounts, same_mounts, shared_mount, shared_name, text_of
 from cellburst_protocol.volumes import VolumeMount
 
+from .containers import ContainerHandle
 from .session import Session
 
 if TYPE_CHECKING:
@@ -29,8 +35,15 @@ def volumes_of(hub: Hub, session: Session, cell: RunCell) -> list[VolumeMount]:
     workspace = session.record.owner.workspace
     found = []
     for mount in asked:
-        record = hub.store.get_volume(workspace, mount.volume or mount.name, now=hub.clock.wall())
-        found.append(msgspec.structs.replace(mount, volume=record.id, name=record.name))
+        if mount.kind == "bucket":
+            found.append(_bucket(mount))
+        elif mount.kind == "shared":
+            name = shared_name(mount)
+            hub.network_file_systems.check_there(workspace, name)
+            found.append(shared_mount(name, mount.path, read_only=mount.read_only))
+        else:
+            record = hub.store.get_volume(workspace, mount.volume or mount.name, now=hub.clock.wall())
+            found.append(msgspec.structs.replace(mount, volume=record.id, name=record.name))
     check_mounts(found, cell.image.notebook_folder if cell.image is not None else "")
     goes_on = session.container is not None or session.kept is not None
     if goes_on and not same_mounts(found, session.volumes):
@@ -41,3 +54,33 @@ def volumes_of(hub: Hub, session: Session, cell: RunCell) -> list[VolumeMount]:
             " volumes= out", volumes=text_of(found),
         )  # fmt: skip
     return found
+
+
+async def check_bucket_secrets(hub: Hub, session: Session, cell: RunCell) -> None:
+    """Whether the secrets of the cell's buckets are there, with the keys of a bucket. Raises RequestError (NOT_FOUND, FORBIDDEN),
+    PlatformError (UNAVAILABLE)."""
+    for mount in cell.volumes or []:
+        if mount.bucket is not None and mount.bucket.secret:
+            check_bucket_keys(mount.bucket, await hub.secret_desk.keys_for_mount(session, mount.bucket.secret))
+
+
+async def bucket_keys(hub: Hub, session: Session, handle: ContainerHandle, call: str) -> dict[str, dict[str, str]]:
+    """How a container's buckets are opened, by the mounts' ids: for its worker alone. Raises what `check_bucket_secrets` does."""
+    found = {}
+    for mount in handle.detail.volumes:
+        if mount.bucket is not None and mount.bucket.secret:
+            values = await hub.secret_desk.open_for_mount(session, handle, call, mount.bucket.secret)
+            check_bucket_keys(mount.bucket, values)
+            found[mount.volume] = bucket_options(mount.bucket, values)
+    return found
+
+
+def _bucket(mount: VolumeMount) -> VolumeMount:
+    """As the gateway says it: ids and names of other sides are not taken."""
+    if mount.bucket is None:
+        raise error(ErrorCode.BAD_MESSAGE, f"a bucket at {mount.path[:80]!r} that is none")
+    source = check_bucket(mount.bucket)
+    return VolumeMount(
+        volume=bucket_id(source, mount.path), name=source.text, path=mount.path, read_only=mount.read_only, kind="bucket",
+        bucket=source,
+    )  # fmt: skip

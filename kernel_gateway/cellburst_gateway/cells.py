@@ -17,8 +17,9 @@ from cellburst_protocol.resources import Resources, parse_usd
 from cellburst_protocol.states import CALL_END_STATE, CallState, ContainerState, EndReason, SessionState
 
 from .budget import exhausted, plan
+from .build_secrets import check_build_secrets
 from .calls import Call
-from .cell_volumes import volumes_of
+from .cell_volumes import check_bucket_secrets, volumes_of
 from .containers import ContainerHandle
 from .images import checked
 from .park_rules import Cause
@@ -53,6 +54,8 @@ class Cells:
             else:
                 if cell.secrets is not None or self._hub.secret_desk.of(session) is not None:
                     cell = await self._hub.secret_desk.resolved(session, cell)
+                await check_bucket_secrets(self._hub, session, cell)
+                await check_build_secrets(self._hub, session, self._recipe(session, cell))
                 call = self._accept(session, cell, buffers)
                 answer = self._accepted(cell, session.last_sequence if call else 0)
         except CellburstError as why:
@@ -93,7 +96,7 @@ class Cells:
         if container is None or not container.detail.serves(resources, recipe):
             if recipe is not None and recipe is not session.recipe:
                 self._hub.images.check(session.record.owner.workspace, recipe)
-            self._hub.placer.check(resources, session)
+            self._hub.placer.check(resources, session, recipe)
             if container is not None and session.park is None:
                 self._hub.parking.begin(session, Cause.MOVE)
         else:
@@ -105,7 +108,7 @@ class Cells:
         call = Call(
             id=cell.call, resources=resources, value_key=self._value_key(cell), accepted_at=self._hub.clock.monotonic(),
             cell=cell, buffers=buffers, image=cell.image, recipe=recipe, accepted_sequence=session.last_sequence,
-            container=container.id if container else "",
+            container=container.id if container else "", detached=cell.detach,
         )  # fmt: skip
         self._hub.inbox.put(call.id, "cell", cell, buffers)
         busy = SessionState.BUSY if state is CallState.SENT else SessionState.STARTING
@@ -344,6 +347,8 @@ class Cells:
         session.record = dataclasses.replace(session.record, state=session.at_rest)
         wall = self._hub.clock.wall()
         self._hub.later(lambda: self._record_end(session, call, reason, error, run_seconds, cost, wall))
+        if call.detached:
+            self._hub.endings.cell(session.record, call.id, reason, error, run_seconds, wall)
         self._hub.metrics.add("cellburst_calls_total", reason=reason.value)
         log.info(
             "call ended",

@@ -36,6 +36,7 @@ class ContainerDetail(msgspec.Struct, omit_defaults=True, kw_only=True):
     warning: str = ""
     names_lost: bool = False
     parked: str = ""  # the id of the parked session that it was to resume
+    moved: str = ""  # the id of its session as another worker keeps it, whose names it gets
     recipe: ImageRecipe | None = None  # None: the mirror
     volumes: list[VolumeMount] = []
     link_image: MirrorSpec | None = None  # its code may use the gateway: what sessions of its own run in

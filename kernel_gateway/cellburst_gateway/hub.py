@@ -16,6 +16,7 @@ from cellburst_protocol.states import TransitionError
 
 from .blobs import BlobFolder
 from .config import GatewayConfig
+from .endings import Endings
 from .folders import Secrets
 from .inbox import Inbox
 from .logstore import LogStore
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .cells import Cells
     from .fleet import Fleet
     from .images import Images
+    from .network_file_systems import NetworkFileSystems
     from .parking import Parking
     from .placer import Placer
     from .schedules import Schedules
@@ -63,6 +65,7 @@ class Hub:
     shutdown: asyncio.Event = field(default_factory=asyncio.Event)
     stopping: bool = False
     local_worker_wanted_at: float | None = None  # since when this machine's worker is due; None: there is none
+    endings: Endings = field(default_factory=Endings)
     # parts
     fleet: Fleet = field(init=False)
     sessions: Sessions = field(init=False)
@@ -72,6 +75,7 @@ class Hub:
     images: Images = field(init=False)
     schedules: Schedules = field(init=False)
     volumes: Volumes = field(init=False)
+    network_file_systems: NetworkFileSystems = field(init=False)
     secret_desk: SecretDesk = field(init=False)
     events: WorkerEvents = field(init=False)
     _later: deque[Callable[[], object]] = field(default_factory=deque)

@@ -26,6 +26,7 @@ from cellburst_protocol.messages import (
     RotateSecretKey,
     SessionFound,
     SessionStream,
+    SetBudget,
     Shutdown,
     StopSession,
 )
@@ -69,6 +70,10 @@ class KernelLink:
                 return reports.cost(self._hub, self._token.owner.workspace, message)
             case GetSpending():
                 return spending.report(self._hub, self._token.owner.workspace, message)
+            case SetBudget():
+                self._may_act()
+                spending.set_budget(self._hub, self._token.owner, message)
+                return None
             case FindSession():
                 found = self._hub.sessions.find(self._token.owner.workspace, message.notebook, message.name)
                 return SessionFound(sessions=[session.row() for session in found])
@@ -112,7 +117,7 @@ class KernelLink:
         try:
             if isinstance(message, BuildStream):
                 self._may_act()
-                self._hub.spawn(self._hub.images.build(self._token.owner.workspace, message, stream))
+                self._hub.spawn(self._hub.images.build(self._token.owner, message, stream))
                 return
             if not isinstance(message, SessionStream):
                 raise error(

@@ -121,7 +121,9 @@ class Notifier:
                 send_mail(self.mail, delivery.target, json.loads(delivery.body))
         except CellburstError as problem:
             return problem.info.message
-        except (OSError, http.client.HTTPException, smtplib.SMTPException, ssl.SSLError) as problem:
+        except (OSError, http.client.HTTPException, smtplib.SMTPException) as problem:
+            if delivery.channel == "email" and self.mail is not None:
+                return mail_problem(self.mail, problem)
             return f"{type(problem).__name__}: {problem}"
         return ""
 
@@ -176,6 +178,36 @@ def send_mail(mail: Mail, to: str, told: dict[str, Any]) -> None:
                 raise _wrong(f"password_file cannot be read: {why.strerror}") from None
             server.login(mail.user, password)
         server.send_message(message)
+
+
+def mail_problem(mail: Mail, problem: Exception) -> str:
+    """Why a mail could not be sent, for whoever looks at the record; never with the password."""
+    server = f"the mail server {mail.host}:{mail.port}"
+    match problem:
+        case smtplib.SMTPAuthenticationError():
+            return f"{server} refused the login of {mail.user!r} ({_answer(problem)}): look at user and password_file in [smtp]"
+        case smtplib.SMTPNotSupportedError() if mail.tls == "starttls" and "STARTTLS" in str(problem):
+            return f'{server} offers no STARTTLS: nothing was sent; for one that begins with TLS (port 465) say tls = "tls"'
+        case smtplib.SMTPNotSupportedError():
+            return f"{server} cannot do what [smtp] asks for: {problem}"
+        case smtplib.SMTPRecipientsRefused():
+            return f"{server} takes no mail for {', '.join(problem.recipients)}"
+        case smtplib.SMTPResponseException():
+            return f"{server} refused the mail: {_answer(problem)}"
+        case ssl.SSLCertVerificationError():
+            return f"{server} has a certificate that is not trusted here: {problem.verify_message}"
+        case ssl.SSLError():
+            return f"{server} speaks no TLS there ({problem.reason or problem}): look at port and tls in [smtp]"
+        case TimeoutError():
+            return f"{server} did not answer within {TRY_SECONDS:.0f} s"
+        case OSError():
+            return f"{server} cannot be reached: {problem.strerror or problem}"
+    return f"{server}: {type(problem).__name__}: {problem}"
+
+
+def _answer(problem: smtplib.SMTPResponseException) -> str:
+    said = problem.smtp_error
+    return f"{problem.smtp_code} {said.decode('utf-8', 'replace') if isinstance(said, bytes) else said}"
 
 
 def mail_text(told: dict[str, Any]) -> str:

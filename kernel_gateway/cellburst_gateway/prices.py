@@ -17,6 +17,9 @@ The operator's file is TOML; every key is optional. Amounts are decimal text or 
     [cpu]                          # per physical core, and [memory] per GiB: the same keys, `own` too
     usd_per_second = 0
 
+    [gpu.A100-80GB.reserved]       # beside a price: a whole machine with one, kept all the time, for the break-even in the panel
+    usd_per_hour = "1.59"          # with as_of, source and note as above
+
 All money is Decimal. Prices are what is shown as reference prices, never a bill.
 """
 
@@ -26,7 +29,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from importlib import resources
 from pathlib import Path
@@ -43,7 +46,7 @@ RATE_STEP = Decimal("1E-12")  # computed rates are rounded to this; a year of on
 SIMULATED_NOTE = "simulated GPU: price shown is what a real one would cost at reference prices"
 REFERENCE_NOTE = "reference prices"
 
-_PRICE_KEYS = frozenset({"usd_per_second", "usd_per_hour", "as_of", "source", "note", "own"})
+_PRICE_KEYS = frozenset({"usd_per_second", "usd_per_hour", "as_of", "source", "note", "own", "reserved"})
 _OWN_KEYS = frozenset({"price_usd", "years", "power_watts", "usd_per_kwh"})
 
 
@@ -82,11 +85,13 @@ class Rate:
 
 @dataclass(frozen=True)
 class PriceTable:
-    """Prices by canonical GPU type, of a core and of a GiB."""
+    """Prices by canonical GPU type, of a core and of a GiB; `reserved`: of one GPU with its share of a machine that is kept all
+    the time, for the types where somebody says one."""
 
     gpus: dict[str, Price]
     cpu: Price
     memory: Price
+    reserved: dict[str, Price] = field(default_factory=dict)
 
     @staticmethod
     def load(operator_file: Path | None = None) -> PriceTable:
@@ -113,12 +118,18 @@ class PriceTable:
         entries = document.get("gpu", {})
         if not isinstance(entries, dict):
             reader.refuse("gpu", "gpu must be tables such as [gpu.T4]")
+        reserved = dict(base.reserved)
         for name, entry in entries.items():
+            kept = reader.reserved(f"gpu.{name}", entry)
+            price = reader.price(f"gpu.{name}", entry) if kept is None or set(entry) != {"reserved"} else None
             for canonical in _types_of(name):
-                gpus[canonical] = reader.price(f"gpu.{name}", entry)
+                if price is not None:
+                    gpus[canonical] = price
+                if kept is not None:
+                    reserved[canonical] = kept
         cpu = reader.price("cpu", document["cpu"]) if "cpu" in document else base.cpu
         memory = reader.price("memory", document["memory"]) if "memory" in document else base.memory
-        return PriceTable(gpus, cpu, memory)
+        return PriceTable(gpus, cpu, memory, reserved)
 
     def gpu_price(self, gpu_type: str) -> Price:
         """The price of one GPU of a canonical type; 0 with a note how to set one where there is none."""
@@ -194,6 +205,15 @@ class _Reader:
             source,
             note,
         )
+
+    def reserved(self, where: str, entry: object) -> Price | None:
+        """What `entry` says a kept machine costs, None where it says nothing of it."""
+        if not isinstance(entry, dict) or "reserved" not in entry:
+            return None
+        where, inner = f"{where}.reserved", entry["reserved"]
+        if isinstance(inner, dict) and "reserved" in inner:
+            self.refuse(where, f"[{where}] has a reserved of its own")
+        return self.price(where, inner)
 
     def _own(self, where: str, entry: object) -> Decimal:
         if not isinstance(entry, dict):

@@ -210,6 +210,7 @@ def _rebuild(hub: Hub, record: CallRecord, story: Story) -> Call:
         value_key=value_key(hub.secrets.master_key, record.id, cell.input if cell else 0, cell.attempt if cell else 1),
         accepted_at=now, state=state, cell=cell, buffers=kept[1] if kept else [], image=cell.image if cell else None,
         recipe=cell.recipe if cell else None, container=record.container, starts=1 if record.container else 0,
+        detached=cell.detach if cell else False,
     )  # fmt: skip
     if names is not None and isinstance(names[0], NamesData):
         call.names = (names[0], names[1])

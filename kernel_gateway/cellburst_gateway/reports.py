@@ -19,10 +19,14 @@ MAX_LOG_BYTES = 512 * 1024  # half a control message; JSON may double it
 
 def status(hub: Hub, workspace: str) -> Status:
     """The whole picture."""
+    rows, prices = hub.fleet.rows(), hub.prices.gpus
+    types = sorted({gpu.type for row in rows for gpu in row.inventory.gpus} & prices.keys())
     return Status(
         gateway_pid=os.getpid(), gateway_url=hub.url, version=hub.version,
         uptime_seconds=round(hub.clock.monotonic() - hub.started_monotonic, 1), data_folder=str(hub.config.data_folder),
-        workers=hub.fleet.rows(), sessions=hub.sessions.rows(workspace), queue=hub.placer.words,
+        workers=rows, sessions=hub.sessions.rows(workspace), queue=hub.placer.words,
+        gpu_usd_per_second={name: format(prices[name].usd_per_second, "f") for name in types},
+        ended=hub.endings.of(workspace),
     )  # fmt: skip
 
 

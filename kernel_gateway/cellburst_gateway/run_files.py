@@ -47,13 +47,13 @@ class RunFiles:
 
     def missing(self, blobs: BlobFolder, workspace: str, hashes: Iterable[str]) -> list[str]:
         """Those that are neither frozen nor blobs of the workspace."""
-        wanted = [hash for hash in dict.fromkeys(hashes) if not self._frozen_path(hash).is_file()]
+        wanted = [hash for hash in dict.fromkeys(hashes) if not self.frozen_path(hash).is_file()]
         return blobs.missing(workspace, wanted)
 
     def freeze(self, blobs: BlobFolder, hashes: Iterable[str]) -> None:
         """Keep these blobs: copied, and checked while they are. Raises RequestError (NOT_FOUND), PlatformError."""
         for hash in dict.fromkeys(hashes):
-            target = self._frozen_path(hash)
+            target = self.frozen_path(hash)
             with translated_disk_errors():
                 if target.is_file():
                     os.utime(target)
@@ -77,7 +77,7 @@ class RunFiles:
     def frozen(self, hash: str) -> bytes:
         """A frozen file's bytes. Raises PlatformError (INTEGRITY) for one that is gone or another."""
         try:
-            data = self._frozen_path(hash).read_bytes()
+            data = self.frozen_path(hash).read_bytes()
         except OSError:
             data = b""
         if blake3(data).hexdigest() != hash:
@@ -98,7 +98,8 @@ class RunFiles:
                     removed += 1
         return removed
 
-    def _frozen_path(self, hash: str) -> Path:
+    def frozen_path(self, hash: str) -> Path:
+        """Where a frozen file is kept, whether or not it is."""
         return self._frozen / hash[:2] / hash
 
     # -- the folder of an attempt ----------------------------------------------------------------------------------
@@ -117,7 +118,7 @@ class RunFiles:
                 target = part / file.path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 # Copied, not linked: an engine without layers lets code write into the folder itself.
-                if _copy(self._frozen_path(file.hash), target) != file.hash:
+                if _copy(self.frozen_path(file.hash), target) != file.hash:
                     raise error(
                         ErrorCode.INTEGRITY, f"the frozen file {file.path!r} is damaged", next="schedule it again"
                     )

@@ -1,4 +1,4 @@
-"""GET /runs/ID/notebook and GET /runs/ID/files/PATH: what a run wrote, streamed."""
+"""GET /runs/ID/notebook and GET /runs/ID/files/PATH: what a run wrote; GET /schedules/ID/notebook: what a schedule keeps."""
 
 from __future__ import annotations
 
@@ -48,6 +48,15 @@ class RunRoute(Base):
         raise _nothing(run)
 
 
+class FrozenRoute(RunRoute):
+    """The notebook that a schedule keeps, as it was scheduled."""
+
+    def _find(self, workspace: str, run: str, path: str | None) -> tuple[Path, str]:
+        schedules = self.hub.schedules
+        kept = schedules.get(workspace, run).spec.notebook_hash
+        return schedules.files.frozen_path(kept), "application/x-ipynb+json"
+
+
 def _nothing(run: str) -> CellburstError:
     return error(
         ErrorCode.NOT_FOUND,
@@ -58,4 +67,7 @@ def _nothing(run: str) -> CellburstError:
 
 def run_routes(base: dict[str, object]) -> list[tuple[str, type[RunRoute], dict[str, object]]]:
     """The routes."""
-    return [(r"/runs/([^/]+)/notebook", RunRoute, base), (r"/runs/([^/]+)/files/(.+)", RunRoute, base)]
+    return [
+        (r"/runs/([^/]+)/notebook", RunRoute, base), (r"/runs/([^/]+)/files/(.+)", RunRoute, base),
+        (r"/schedules/([^/]+)/notebook", FrozenRoute, base),
+    ]  # fmt: skip

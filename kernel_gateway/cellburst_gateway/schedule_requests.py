@@ -48,7 +48,7 @@ async def answer(hub: Hub, owner: Owner, message: Message) -> Message | None:
         case ListSchedules():
             return ScheduleList(rows=schedules.infos(workspace, message.notebook))
         case GetSchedule():
-            return schedules.get(workspace, message.schedule)
+            return await schedules.looked_at(workspace, message.schedule)
         case PauseSchedule():
             return schedules.pause(workspace, message.schedule, message.paused)
         case RunSchedule():
@@ -61,5 +61,5 @@ async def answer(hub: Hub, owner: Owner, message: Message) -> Message | None:
             found = schedules.runs(workspace, message.schedule, message.run, message.after_unix_seconds, message.count)
             return RunList(rows=found)
         case PreviewSchedule():
-            return schedules.preview(message)
+            return schedules.preview(workspace, message)
     return None

@@ -56,7 +56,9 @@ class Live:
     following: int | None = None
     runs: list[RunRecord] = field(default_factory=list)
     driver: RunDriver | None = None
-    stats: tuple[RunRecord | None, Decimal, str] | None = None  # newest run, cost, mean cost
+    stats: tuple[RunRecord | None, Decimal, list[Decimal]] | None = (
+        None  # newest run, cost, costs of those that succeeded
+    )
 
 
 class ScheduleRuns:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import platform
+from collections.abc import Mapping
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -19,25 +20,29 @@ from cellburst_protocol.messages import (
     ScheduleInfo,
     SchedulePreview,
 )
+from cellburst_protocol.modal_lines import asked_beside, notebook_uses
 from cellburst_protocol.schedules import (
+    Forecast,
     RunReason,
     RunRow,
     RunState,
     ScheduleRow,
     ScheduleSpec,
+    When,
     check_spec,
 )
 
 from . import cron, cron_words
 from . import schedule_times as times
+from .run_environment import environment_changes
 from .run_rules import row_of_run
+from .schedule_forecast import MEAN_OF, forecast
 from .schedule_runs import Live, ScheduleRuns, hashes_of, new_id
 from .store_rows import Owner
 from .store_schedules import RunRecord
 
 SHOWN_INSTANTS = 5
 SHOWN_RUNS = 200  # of a schedule, for its cost
-MEAN_OF = 5
 
 
 class Schedules(ScheduleRuns):
@@ -52,14 +57,15 @@ class Schedules(ScheduleRuns):
                 old = before.spec
                 spec = msgspec.structs.replace(
                     spec, notebook_hash=old.notebook_hash, notebook_size_bytes=old.notebook_size_bytes, files=old.files,
-                    image=spec.image or old.image, recipe=spec.recipe or old.recipe,
+                    with_folder=old.with_folder, image=spec.image or old.image, recipe=spec.recipe or old.recipe,
                 )  # fmt: skip
         wall = self._hub.clock.wall()
         check_spec(spec)
         same_times = before is not None and before.spec.when == spec.when
         spec = msgspec.structs.replace(spec, when=times.checked_when(spec.when, 0 if same_times else wall))
         self._check_machine(spec)
-        await asyncio.to_thread(self._freeze, owner.workspace, spec)
+        notebook = await asyncio.to_thread(self._freeze, owner.workspace, spec)
+        spec = _with_cells(spec, notebook)
         text = msgspec.json.encode(spec).decode()
         new = before is None
         record = self._hub.store.put_schedule(
@@ -71,9 +77,9 @@ class Schedules(ScheduleRuns):
         live.record, live.spec = record, spec
         self._live[record.id] = live
         self._aim(live)
-        return self.info(live)
+        return await self._with_missing(owner.workspace, self.info(live))
 
-    def _freeze(self, workspace: str, spec: ScheduleSpec) -> None:
+    def _freeze(self, workspace: str, spec: ScheduleSpec) -> dict[str, Any]:
         missing = self.files.missing(self._hub.blobs, workspace, hashes_of(spec))
         if missing:
             raise error(
@@ -89,6 +95,7 @@ class Schedules(ScheduleRuns):
                 ErrorCode.BAD_ARGUMENT, f"{Path(spec.notebook).name} has no code cell: nothing would run",
                 next="write a cell, save the notebook, and schedule it again",
             )  # fmt: skip
+        return notebook
 
     def _check_machine(self, spec: ScheduleSpec) -> None:
         theirs = spec.image.machine_id if spec.image is not None else ""
@@ -108,6 +115,26 @@ class Schedules(ScheduleRuns):
         """A schedule by id, the start of it, or name. Raises RequestError (NOT_FOUND)."""
         return self.info(self._find(workspace, wanted))
 
+    async def looked_at(self, workspace: str, wanted: str) -> ScheduleInfo:
+        """`get`, with what is installed differently now."""
+        info = self.get(workspace, wanted)
+        info.environment_changes = await asyncio.to_thread(environment_changes, info.spec.image)
+        return await self._with_missing(workspace, info)
+
+    async def _with_missing(self, workspace: str, info: ScheduleInfo) -> ScheduleInfo:
+        """With what its runs would lack now. They may still be made before the next one."""
+        for name in secrets_of(info.spec):
+            if not await self._hub.secret_desk.is_there(workspace, name):
+                info.missing.append(f"secret {name!r} is not there: `cellburst secret create {name}` makes it")
+        for name in volumes_of(info.spec):
+            try:
+                self._hub.store.get_volume(workspace, name)
+            except CellburstError as why:
+                info.missing.append(
+                    f"volume {name!r} is not there: {why.info.next}" if why.info.next else why.info.message
+                )
+        return info
+
     def info(self, live: Live) -> ScheduleInfo:
         """A schedule, whole, with its next instants."""
         return ScheduleInfo(row=self.row(live), spec=live.spec, next_unix_seconds=self._instants(live, SHOWN_INSTANTS))
@@ -115,7 +142,8 @@ class Schedules(ScheduleRuns):
     def row(self, live: Live) -> ScheduleRow:
         """A schedule as lists show it."""
         record, spec = live.record, live.spec
-        last, cost, mean = self._stats(live)
+        last, cost, done = self._stats(live)
+        mean = format(sum(done[:MEAN_OF], Decimal(0)) / len(done[:MEAN_OF]), "f") if done else ""
         running = next((run.id for run in live.runs if run.state is not RunState.QUEUED), "")
         following = self._instants(live, 1)
         return ScheduleRow(
@@ -123,19 +151,23 @@ class Schedules(ScheduleRuns):
             state=_state(record.state), when=spec.when, words=cron_words.words(spec.when), machine=self._machine,
             next_unix_seconds=following[0] if following else None, last=self.row_of(last) if last is not None else None,
             running=running, cost_usd=format(cost, "f"), mean_cost_usd=mean, created_unix_seconds=record.created,
-            changed_unix_seconds=record.changed, secrets=list(spec.secrets), volumes=[v.name for v in spec.volumes],
+            changed_unix_seconds=record.changed, secrets=secrets_of(spec), volumes=volumes_of(spec),
+            forecast=self._forecast(live, spec.when if record.state == "active" else None),
         )  # fmt: skip
 
-    def _stats(self, live: Live) -> tuple[RunRecord | None, Decimal, str]:
+    def _stats(self, live: Live) -> tuple[RunRecord | None, Decimal, list[Decimal]]:
+        """The newest run, what all that are kept cost, and what each that succeeded cost, newest first."""
         if live.stats is None:
             runs = self._hub.store.list_runs(live.record.owner.workspace, schedule=live.record.id, limit=SHOWN_RUNS)
-            done = [run.cost_usd for run in runs if run.state is RunState.SUCCEEDED][:MEAN_OF]
-            mean = format(sum(done, Decimal(0)) / len(done), "f") if done else ""
-            live.stats = runs[0] if runs else None, sum((run.cost_usd for run in runs), Decimal(0)), mean
-        last, cost, mean = live.stats
+            done = [run.cost_usd for run in runs if run.state is RunState.SUCCEEDED]
+            live.stats = runs[0] if runs else None, sum((run.cost_usd for run in runs), Decimal(0)), done
+        last, cost, done = live.stats
         if last is not None:  # what runs changes all the time
             last = live.driver.run if live.driver is not None and live.driver.run.id == last.id else last
-        return last, cost, mean
+        return last, cost, done
+
+    def _forecast(self, live: Live, when: When | None) -> Forecast:
+        return forecast(self._stats(live)[2], when, self._hub.clock.wall())
 
     def _instants(self, live: Live, count: int) -> list[int]:
         if live.record.state != "active":
@@ -222,7 +254,7 @@ class Schedules(ScheduleRuns):
         live = self._live.get(run.schedule)
         return row_of_run(run, live.record.name if live is not None else "")
 
-    def preview(self, asked: PreviewSchedule) -> SchedulePreview:
+    def preview(self, workspace: str, asked: PreviewSchedule) -> SchedulePreview:
         """Times that are being typed: in words, with the next instants, or what is wrong."""
         wall = self._hub.clock.wall()
         try:
@@ -233,15 +265,20 @@ class Schedules(ScheduleRuns):
         zone = cron.zone(when.timezone)
         return SchedulePreview(
             words=cron_words.words(when), next_unix_seconds=found, next_local=[cron_words.local(one, zone) for one in found],
-            machine=self._machine,
+            machine=self._machine, forecast=self._forecast_of(workspace, asked.schedule, when),
         )  # fmt: skip
+
+    def _forecast_of(self, workspace: str, schedule: str, when: When) -> Forecast:
+        if not schedule:
+            return forecast([], when, self._hub.clock.wall())
+        return self._forecast(self._find(workspace, schedule), when)
 
     def users_of(self, workspace: str, *, secret: str = "", volume: str = "") -> list[str]:
         """Names of the schedules that use a secret or a volume."""
         return sorted(
             live.record.name for live in self._live.values()
             if live.record.owner.workspace == workspace
-            and (secret in live.spec.secrets if secret else any(v.name == volume for v in live.spec.volumes))
+            and (secret in secrets_of(live.spec) if secret else volume in volumes_of(live.spec))
         )  # fmt: skip
 
     def _find(self, workspace: str, wanted: str) -> Live:
@@ -258,6 +295,27 @@ class Schedules(ScheduleRuns):
                 next="`cellburst schedule list` shows them",
             )
         return found[0]
+
+
+def _with_cells(spec: ScheduleSpec, notebook: Mapping[str, Any]) -> ScheduleSpec:
+    """With all that its `%%modal` cells will ask for, whatever its editor knew of the notebook."""
+    if spec.modal_cells != "own":
+        return msgspec.structs.replace(spec, cell_secrets=[], cell_volumes=[])
+    lines = [cell.asked for cell in notebooks.code_cells(notebook) if cell.asked is not None]
+    secrets, volumes = asked_beside(lines, notebook_uses(notebook))
+    return msgspec.structs.replace(
+        spec, cell_secrets=sorted({*secrets, *spec.cell_secrets}), cell_volumes=sorted({*volumes, *spec.cell_volumes})
+    )
+
+
+def secrets_of(spec: ScheduleSpec) -> list[str]:
+    """Names of the secrets that a run or one of its cells is given."""
+    return sorted({use.partition(":")[0] for use in (*spec.secrets, *spec.cell_secrets)})
+
+
+def volumes_of(spec: ScheduleSpec) -> list[str]:
+    """Names of the volumes that a run or one of its cells has."""
+    return sorted({*(mount.name for mount in spec.volumes), *spec.cell_volumes} - {""})
 
 
 def _state(text: str) -> Literal["active", "paused", "done"]:

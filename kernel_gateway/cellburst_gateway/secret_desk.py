@@ -98,6 +98,7 @@ class SecretDesk:
                 notes.append(why.info.message)
         for name, row in rows.items():
             row.last_used_unix_seconds = max(row.last_used_unix_seconds, used.get(name, 0.0))
+            row.used_by = [f"schedule {one}" for one in self._hub.schedules.users_of(owner.workspace, secret=name)]
         return SecretList(rows=[rows[name] for name in sorted(rows)], notes=notes)
 
     async def delete(self, owner: Owner, asked: DeleteSecret) -> None:
@@ -173,43 +174,68 @@ class SecretDesk:
                 check_required(use, found.values)
                 opened.append(found)
         except CellburstError as why:
-            self._record(session, handle, call, [], refused=(use.name, why))
+            self._record(session, handle, call.id, [], refused=(use.name, why))
             raise
         ever = tuple(dict.fromkeys((*(had.ever if had is not None else ()), *(use.name for use in uses))))
         message = ReleaseSecrets(hidden=await self._hidden(workspace, ever, uses))
         for found in opened:  # the later one wins
             message.environment.update(found.values)
             message.origins.update(dict.fromkeys(found.values, found.name))
-        self._record(session, handle, call, opened, state=SessionSecrets(tuple(str(use) for use in uses), ever))
+        self._record(session, handle, call.id, opened, state=SessionSecrets(tuple(str(use) for use in uses), ever))
         await handle.send(message)
         handle.released = {found.name: (found.store, found.version) for found in opened}
 
+    async def keys_for_mount(self, session: Session, name: str) -> list[str]:
+        """The keys of a secret that opens a bucket. Raises RequestError (NOT_FOUND, FORBIDDEN)."""
+        self._check_inner(session, [SecretUse(name)])
+        return await self._keys(session.record.owner.workspace, name)
+
+    async def open_for_mount(self, session: Session, handle: ContainerHandle, call: str, name: str) -> dict[str, str]:
+        """A secret's values for the worker that shows a bucket: the container does not get them. Raises the error tree."""
+        try:
+            found = await self._opened(session.record.owner.workspace, name)
+        except CellburstError as why:
+            self._record(session, handle, call, [], refused=(name, why))
+            raise
+        self._record(session, handle, call, [found])
+        return dict(found.values)
+
+    async def open_for_build(self, owner: Owner, uses: Sequence[SecretUse], common: ReleaseRow) -> list[Opened]:
+        """Secrets for a worker that builds an image: the build's steps get them. `common` says whom the record is to name.
+        Raises the error tree."""
+        opened: list[Opened] = []
+        try:
+            for use in uses:
+                found = await self._opened(owner.workspace, use.name)
+                check_required(use, found.values)
+                opened.append(found)
+        except CellburstError as why:
+            self._write_down(owner, _rows(common, [], (use.name, why)))
+            raise
+        self._write_down(owner, _rows(common, opened))
+        return opened
+
     def _record(
-        self, session: Session, handle: ContainerHandle, call: Call, opened: Sequence[Opened],
+        self, session: Session, handle: ContainerHandle, call: str, opened: Sequence[Opened],
         *, state: SessionSecrets | None = None, refused: tuple[str, CellburstError] | None = None,
     ) -> None:  # fmt: skip
         """Commit releases before they happen. Raises PlatformError: then there is none."""
         store, owner, now = self._hub.store, session.record.owner, self._hub.clock.wall()
         common = ReleaseRow(
             at_unix_seconds=now, secret="", version=0, session=session.id, container=handle.id, worker=handle.worker,
-            call=call.id, notebook=session.record.notebook,
+            call=call, notebook=session.record.notebook,
         )  # fmt: skip
-        rows = [
-            msgspec.structs.replace(
-                common, secret=found.name, version=found.version, keys=sorted(found.values), store=found.store
-            )
-            for found in opened
-        ]
-        if refused is not None:
-            name, why = refused
-            rows.append(msgspec.structs.replace(common, secret=name, refused=why.info.message))
         with store.together():
-            if rows:
-                store.record_releases(owner, rows, key=random.token_hex(8), expires=now + EPHEMERAL_SECONDS)
+            self._write_down(owner, _rows(common, opened, refused))
             if state is not None and state != self.of(session):
                 store.set_session_secrets(session.id, owner, state)
         if state is not None:
             self._sessions[session] = state
+
+    def _write_down(self, owner: Owner, rows: Sequence[ReleaseRow]) -> None:
+        if rows:
+            expires = self._hub.clock.wall() + EPHEMERAL_SECONDS
+            self._hub.store.record_releases(owner, rows, key=random.token_hex(8), expires=expires)
         for row in rows:
             self._hub.metrics.add("cellburst_secret_releases_total", outcome="refused" if row.refused else "released")
 
@@ -220,6 +246,14 @@ class SecretDesk:
             if (keys := await store.keys(workspace, name)) is not None:
                 return keys
         raise missing_secret(name, [row.name for row in await self._local.rows(workspace)])
+
+    async def is_there(self, workspace: str, name: str) -> bool:
+        """Whether some store has a secret of this name. A store that does not answer counts as having it."""
+        try:
+            await self._keys(workspace, name)
+        except CellburstError as why:
+            return why.code is not ErrorCode.NOT_FOUND
+        return True
 
     async def _opened(self, workspace: str, name: str) -> Opened:
         for store in self._stores:
@@ -256,9 +290,26 @@ class SecretDesk:
         outer = self._hub.sessions.get(outer_id)
         had = self.of(outer) if outer is not None else None
         allowed = {use.name for use in parse_uses(had.uses)} if had is not None else set()
+        allowed |= outer.inner_secrets if outer is not None else frozenset()
         if refused := sorted({use.name for use in uses} - allowed):
             raise error(
                 ErrorCode.FORBIDDEN, f"secret {refused[0]!r} is not for this container's code",
                 allowed=f"those of its own session: {', '.join(sorted(allowed)) or 'none'}",
                 next=f"name it in the cell outside: secrets={refused[0]}",
             )  # fmt: skip
+
+
+def _rows(
+    common: ReleaseRow, opened: Sequence[Opened], refused: tuple[str, CellburstError] | None = None
+) -> list[ReleaseRow]:
+    """What the record says of a release, or of one that was refused."""
+    rows = [
+        msgspec.structs.replace(
+            common, secret=found.name, version=found.version, keys=sorted(found.values), store=found.store
+        )
+        for found in opened
+    ]
+    if refused is not None:
+        name, why = refused
+        rows.append(msgspec.structs.replace(common, secret=name, refused=why.info.message))
+    return rows

@@ -123,6 +123,7 @@ class Session:
             self.park = ParkUnderWay(pending.id, pending.cause, safe=self.kept is not None)
         self.park_failed_at: float | None = None
         self.park_failure_told = False
+        self.inner_secrets: frozenset[str] = frozenset()  # what sessions inside it may have beside its own
         self.sides: dict[str, str] = {}  # side requests whose answers are due, and the keys of those
         self._ring: deque[tuple[int, Numbered, list[bytes], int]] = deque()
         self._ring_bytes = 0

@@ -80,7 +80,7 @@ All verbs (keyword-only after `*`):
     get_volume(workspace, name_or_id, *, now=None) -> VolumeRecord      list_volumes(workspace) -> [VolumeRecord]
     rename_volume(workspace, name_or_id, *, name) -> VolumeRecord       delete_volume(workspace, name_or_id)
     commit_volume(workspace, volume_id, principal, commit, *, now) -> (VolumeRecord, VolumeCommitted)
-    volume_files(volume_id, *, since=0, prefix="") -> (version, [FileEntry])
+    volume_files(volume_id, *, since=0, prefix="") -> (version, [FileEntry])      volume_horizon(volume_id) -> version
     idle_ephemeral_volumes(*, before)   drop_old_commits(*, before)   chunk_workspaces()   chunks_page(workspace, after)
 """
 

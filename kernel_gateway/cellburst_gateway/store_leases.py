@@ -147,6 +147,18 @@ class LeaseVerbs(StoreBase):
                 costs[lease.session] = _add(costs.get(lease.session), lease, row.notebook, row.name)
         return list(costs.values())
 
+    def cost_inside(self, workspace: str, notebook_start: str) -> Decimal:
+        """What all sessions cost so far whose notebook's name begins so."""
+        query = (
+            select(leases.c.billed_seconds, leases.c.usd_per_second)
+            .join(sessions, sessions.c.id == leases.c.session)
+            .where(leases.c.workspace == workspace, sessions.c.notebook.startswith(notebook_start, autoescape=True))
+        )
+        with self._transaction() as c:
+            return sum(
+                (cost_usd(row.billed_seconds, Decimal(row.usd_per_second)) for row in c.execute(query)), Decimal(0)
+            )
+
     def cost_total(self, workspace: str) -> Decimal:
         """What all leases of a workspace cost so far: the sum of `cost_by_session`, to the last digit."""
         query = select(leases.c.billed_seconds, leases.c.usd_per_second).where(leases.c.workspace == workspace)

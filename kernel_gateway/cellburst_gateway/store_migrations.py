@@ -134,7 +134,17 @@ SCHEDULES = Migration(
     ),
 )
 
-MIGRATIONS: tuple[Migration, ...] = (FIRST, PARKING, VOLUMES, SECRETS, SCHEDULES)
+SETTINGS = Migration(
+    6,
+    "what a workspace has decided for itself",
+    (
+        f"CREATE TABLE settings ({_OWNED}, name TEXT NOT NULL, value TEXT NOT NULL, changed DOUBLE PRECISION NOT NULL)",
+        "CREATE UNIQUE INDEX settings_name ON settings (workspace, name)",
+        "CREATE INDEX calls_ended ON calls (workspace, ended)",
+    ),
+)
+
+MIGRATIONS: tuple[Migration, ...] = (FIRST, PARKING, VOLUMES, SECRETS, SCHEDULES, SETTINGS)
 
 # Any number that no other program would take: it keeps two processes from migrating one PostgreSQL database at once.
 _PG_MIGRATION_LOCK = 0x43B_0001

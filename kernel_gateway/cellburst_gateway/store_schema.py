@@ -117,6 +117,8 @@ runs = _owned(
     _text("state"), _text("reason"), _text("error"), _whole("attempt"), _text("session"), _time("created"),
     _time("started", True), _time("ended", True), _text("cost_usd"), _text("spec"), _text("detail"),
 )  # fmt: skip
+# What a workspace has decided for itself, by name: `spending_budget` (decimal text, of a month).
+settings = _owned("settings", _text("name"), _text("value"), _time("changed"))
 deliveries = _owned(
     "deliveries", _text("run"), _text("channel"), _text("target"), _text("state"), _whole("attempts"), _time("due"),
     _text("error"), _time("created"), _time("ended", True), _text("body"),

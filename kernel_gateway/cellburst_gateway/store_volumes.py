@@ -1,8 +1,12 @@
 """Volumes, their files and commits. A commit is one transaction: the volume has its old version or the new one, never a mix.
 
+What was deleted is a row until a day later: whoever asks for what changed since before gets all files.
+
 Ten thousand paths cost a handful of statements: what stands at the commit's paths is read by one query that takes the paths
 as JSON, and all rows are written by one statement. What a commit may be (limits, hashes, paths) was checked before
 (`volume_rules.py`); here is what only the record knows: conflicts, files above and below one another, how many there are.
+
+Over 400 lines: one verb, a commit, with all that must be decided inside its transaction.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, delete, select, text
+from sqlalchemy import Connection, Row, delete, func, select, text
 
 from cellburst_protocol.errors import ErrorCode, error
 from cellburst_protocol.volumes import (
@@ -197,9 +201,25 @@ class VolumeVerbs(StoreBase):
             return _volume(row_of(c, volumes, row.id)), VolumeCommitted(version=version, changed=changed)
 
     def drop_old_commits(self, *, before: float) -> int:
-        """Forget the keys of commits made before; returns how many."""
+        """Forget the keys of commits made before, and which files they deleted; returns how many. Of each volume the newest of
+        them stays: `volume_horizon` goes by it."""
+        old = select(volume_commits.c.volume, func.max(volume_commits.c.version)).where(volume_commits.c.at < before)
+        dropped = 0
         with self._transaction() as c:
-            return c.execute(delete(volume_commits).where(volume_commits.c.at < before)).rowcount
+            for volume, version in c.execute(old.group_by(volume_commits.c.volume)).all():
+                commits = (volume_commits.c.volume == volume) & (volume_commits.c.version < version)
+                dropped += c.execute(delete(volume_commits).where(commits)).rowcount
+                files = (volume_files.c.volume == volume) & (volume_files.c.version <= version)
+                c.execute(delete(volume_files).where(files, volume_files.c.deleted == 1))
+        return dropped
+
+    def volume_horizon(self, volume_id: str) -> int:
+        """The oldest version since which all deletions are known."""
+        with self._transaction() as c:
+            query = select(func.min(volume_commits.c.version)).where(volume_commits.c.volume == volume_id)
+            if (found := c.execute(query).scalar()) is not None:
+                return int(found)
+            return int(c.execute(select(volumes.c.version).where(volumes.c.id == volume_id)).scalar() or 0)
 
     def chunk_workspaces(self) -> list[str]:
         """Workspaces that may have chunks: all of them, because their last volume may be gone."""

@@ -102,7 +102,7 @@ class Volumes:
     async def delete(self, workspace: str, name: str, *, used: bool = False) -> None:
         """Remove one. Raises RequestError: NOT_FOUND, CONFLICT naming what uses it unless `used`."""
         record = await self._record(workspace, name)
-        users = self._users_of(record.id)
+        users = self.users_of(record.id) + self._schedules_with(record)
         if users and not used:
             raise error(
                 ErrorCode.CONFLICT, f"volume {name} is used by {', '.join(users)}",
@@ -120,10 +120,7 @@ class Volumes:
         """What changed after a version. Raises RequestError (NOT_FOUND, BAD_ARGUMENT)."""
         record = await self._record(workspace, name)
         path = check_path(prefix) if prefix.strip("/") else ""
-        version, entries = await self._off(
-            lambda: self._hub.store.volume_files(record.id, since=since, prefix=path)
-        )  # fmt: skip
-        return VolumeFiles(version=version, entries=entries)
+        return await self._off(lambda: self._files(record.id, since, path))
 
     async def commit(self, owner: Owner, name: str, asked: CommitVolume) -> VolumeCommitted:
         """Publish a commit. Raises RequestError: what `commit_volume` and `checked_commit` do, and NOT_FOUND with `missing`
@@ -212,7 +209,7 @@ class Volumes:
         if self._hub.clock.monotonic() - self._started < EPHEMERAL_SECONDS:
             return 0
         store, now = self._hub.store, self._hub.clock.wall()
-        idle = [v for v in store.idle_ephemeral_volumes(before=now - EPHEMERAL_SECONDS) if not self._users_of(v.id)]
+        idle = [v for v in store.idle_ephemeral_volumes(before=now - EPHEMERAL_SECONDS) if not self.users_of(v.id)]
         for volume in idle:
             store.delete_volume(volume.owner.workspace, volume.id)
         store.drop_old_commits(before=now - KEEP_COMMITS_SECONDS)
@@ -301,11 +298,24 @@ class Volumes:
         return VolumeRow(
             id=record.id, name=record.name, version=record.version, files=record.files, size_bytes=record.size_bytes,
             created_unix_seconds=record.created, changed_unix_seconds=record.changed, ephemeral=record.ephemeral,
-            used_by=self._users_of(record.id),
+            used_by=self.users_of(record.id) + self._schedules_with(record),
         )  # fmt: skip
 
-    def _users_of(self, volume: str) -> list[str]:
+    def _files(self, id: str, since: int, path: str) -> VolumeFiles:
+        store = self._hub.store
+        with store.together():
+            whole = 0 < since < store.volume_horizon(id)
+            version, entries = store.volume_files(id, since=0 if whole else since, prefix=path)
+        return VolumeFiles(version=version, entries=entries, whole=whole)
+
+    def users_of(self, volume: str) -> list[str]:
+        """What uses a volume, or what is shown as one (ids), in words for people."""
         return [words for ask in self.users for words in ask(volume)]
+
+    def _schedules_with(self, record: VolumeRecord) -> list[str]:
+        if not record.name:
+            return []
+        return [f"schedule {one}" for one in self._hub.schedules.users_of(record.owner.workspace, volume=record.name)]
 
     def _sessions_with(self, volume: str) -> list[str]:
         words = []

@@ -25,6 +25,7 @@ from cellburst_protocol.messages import (
     ParkFailed,
     Phase,
     SideReply,
+    ValueComing,
     decode,
 )
 from cellburst_protocol.states import CallState, ContainerState, EndReason, SessionState
@@ -64,6 +65,10 @@ class WorkerEvents:
             session = self._hub.sessions.get(handle.session)
             if session is not None:
                 session.side_answered(message, buffers)
+        elif isinstance(message, ValueComing):
+            session = self._hub.sessions.get(handle.session)
+            if session is not None and session.subscriber is not None:
+                session.subscriber.post(message)
 
     def _numbered(self, handle: ContainerHandle, message: Numbered, buffers: list[memoryview]) -> None:
         if message.sequence > handle.recorded:
@@ -177,7 +182,7 @@ class WorkerEvents:
                 call.add_phase(phase)
         info.phases = call.phase_list() if call else merged(event.phases)
         now = self._hub.clock.monotonic()
-        not_resumed = bool(handle.detail.parked) and event.start not in ("snapshot", "names")
+        not_resumed = bool(handle.detail.parked or handle.detail.moved) and event.start not in ("snapshot", "names")
         started = ContainerStarted(
             container=handle.info(now), phases=info.phases, names_lost=handle.detail.names_lost or not_resumed,
             mirror_identity=handle.detail.mirror_identity, start=event.start, lost=event.lost,

@@ -9,17 +9,18 @@ order of a dict does not matter). Equal recipes have equal keys on every machine
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 from blake3 import blake3
 
 KEY_VERSION = "cellburst image 1"  # changed when the same step would make another layer than before
-KEY_BYTES = 20  # 160 bits: no two recipes meet by chance or on purpose; short, since all keys stand in one mount option
+KEY_BYTES = 20  # 160 bits: no two recipes meet by chance or on purpose
 SUITE = "bookworm"  # the Debian of debian_slim
 SUITE_PYTHON = {"bookworm": "3.11", "trixie": "3.13"}  # what Debian's own python3 is
-MAX_STEPS = 80  # so that the paths of all layers fit into the 4096 bytes that mount(2) takes
+MAX_STEPS = 200  # far more than anybody writes, well below what can be mounted
+MAX_LAYERS = 400  # of an image with its stages: overlayfs takes 500 (OVL_MAX_STACK), and ours lie there as well
 MAX_PACK_BYTES = 4 << 30  # local files of one step; more belongs into a volume
 MAX_RECIPE_BYTES = 192 << 10  # as JSON: a recipe opens a stream, whose first message is one frame
 
@@ -53,9 +54,10 @@ class FromScratch(Step, frozen=True, kw_only=True, omit_defaults=True, tag="from
 
 
 class FromRegistry(Step, frozen=True, kw_only=True, omit_defaults=True, tag="from_registry"):
-    """An image of an OCI registry, by its full name (`docker.io/library/debian:12`)."""
+    """An image of an OCI registry, by its full name (`docker.io/library/debian:12`). `secret` has the login."""
 
     reference: str
+    secret: str = ""
 
 
 class FromStage(Step, frozen=True, kw_only=True, omit_defaults=True, tag="from_stage"):
@@ -102,17 +104,20 @@ class UvSync(Step, frozen=True, kw_only=True, omit_defaults=True, tag="uv_sync")
 
 class RunCommands(Step, frozen=True, kw_only=True, omit_defaults=True, tag="run_commands"):
     """Commands: a string is given to the image's shell, a list is a program with its arguments. `environment` holds only
-    while they run (a Dockerfile's ARG)."""
+    while they run (a Dockerfile's ARG), and so do `secrets`, each `NAME` or `NAME:KEY` with a key that it must have."""
 
     commands: list[str | list[str]]
     environment: dict[str, str] = {}
+    secrets: list[str] = []
 
 
 class RunFunction(Step, frozen=True, kw_only=True, omit_defaults=True, tag="run_function"):
-    """A Python function called while building. `pack` holds `call.pickle`: (function, args, kwargs) by cloudpickle."""
+    """A Python function called while building. `pack` holds `call.pickle`: (function, args, kwargs) by cloudpickle. `secrets`
+    as in RunCommands."""
 
     pack: FilePack
     name: str
+    secrets: list[str] = []
 
 
 class Env(Step, frozen=True, kw_only=True, omit_defaults=True, tag="env"):
@@ -207,8 +212,11 @@ def debian_slim(python_version: str, *, force: bool = False) -> list[AnyStep]:
     return [DebianSlim(python=False, force=force), AddPython(python_version=python_version, force=force)]
 
 
-def layer_keys(steps: Sequence[AnyStep], *, architecture: str, nonce: str = "") -> list[str]:
-    """The key after each step, in hex. `nonce` is this build's own: it enters at the first step that is forced."""
+def layer_keys(
+    steps: Sequence[AnyStep], *, architecture: str, nonce: str = "", versions: Mapping[str, int] | None = None
+) -> list[str]:
+    """The key after each step, in hex. `nonce` is this build's own: it enters at the first step that is forced. `versions` are
+    those of the secrets that steps use, by name: never their values."""
     keys: list[str] = []
     key = blake3(f"{KEY_VERSION}\n{architecture}".encode()).hexdigest(KEY_BYTES)
     for step in steps:
@@ -216,9 +224,27 @@ def layer_keys(steps: Sequence[AnyStep], *, architecture: str, nonce: str = "") 
         hashed = blake3(key.encode() + b"\n" + msgspec.json.encode(step, order="sorted"))
         if is_forced(step):
             hashed.update(b"\n" + nonce.encode())
+        for name in sorted({use.partition(":")[0] for use in secrets_of([step])} if versions else ()):
+            hashed.update(f"\nsecret {name} {(versions or {}).get(name, 0)}".encode())
         key = hashed.hexdigest(KEY_BYTES)
         keys.append(key)
     return keys
+
+
+def secrets_of(steps: Sequence[AnyStep]) -> list[str]:
+    """The secrets that steps use, those of stages too, as they name them; each once."""
+    found: dict[str, None] = {}
+    for step in steps:
+        match step:
+            case FromRegistry():
+                found.update(dict.fromkeys([step.secret] if step.secret else []))
+            case RunCommands() | RunFunction():
+                found.update(dict.fromkeys(step.secrets))
+            case FromStage() | CopyFrom():
+                found.update(dict.fromkeys(secrets_of(step.steps)))
+            case _:
+                pass
+    return list(found)
 
 
 def is_forced(step: AnyStep) -> bool:

@@ -15,6 +15,7 @@ from .messages_control import (
     CostLine,
     CostReport,
     Done,
+    EndedThing,
     FindSession,
     GetCost,
     GetLogs,
@@ -57,6 +58,7 @@ from .messages_images import (
     PruneImages,
 )
 from .messages_parts import (
+    BuildSecret,
     ContainerInfo,
     ContainerUsage,
     EngineInfo,
@@ -131,8 +133,9 @@ from .messages_session import (
     SideRequest,
     StdinReply,
     UsageReport,
+    ValueComing,
 )
-from .messages_spending import GetSpending, Spending, SpendingRow
+from .messages_spending import GetSpending, ReservedPrice, SetBudget, Spending, SpendingRow
 from .messages_worker import (
     ContainerParked,
     ContainerReady,
@@ -143,9 +146,12 @@ from .messages_worker import (
     Joined,
     JoinWorker,
     ParkContainer,
+    ParkedNames,
     ParkFailed,
+    SendParked,
     StartContainer,
     StopContainer,
+    Waiting,
 )
 
 Event = (
@@ -192,6 +198,7 @@ Message = (
     | CellRefused
     | NamesData
     | StdinReply
+    | ValueComing
     | CommMessage
     | SideRequest
     | SideReply
@@ -204,6 +211,9 @@ Message = (
     | StopContainer
     | ParkContainer
     | ForgetParked
+    | SendParked
+    | ParkedNames
+    | Waiting
     | ContainerStream
     | Heartbeat
     | BuildStream
@@ -218,6 +228,7 @@ Message = (
     | ListSecrets
     | GetSpending
     | Spending
+    | SetBudget
     | SecretList
     | DeleteSecret
     | RotateSecretKey
@@ -270,21 +281,25 @@ def decode(head: Buffer) -> Message:
 
 
 __all__ = [
-    "Ack", "BuildLog", "BuildStream", "CallEnded", "CancelRun", "CellAccepted", "CellDone", "CellRefused",
+    "Ack", "BuildLog", "BuildSecret", "BuildStream", "CallEnded", "CancelRun", "CellAccepted", "CellDone", "CellRefused",
     "CellStarted", "CommMessage", "ContainerEnded", "ContainerInfo", "ContainerParked", "ContainerReady",
     "ContainerReport", "ContainerStarted", "ContainerStream", "ContainerUsage", "CostLine", "CostReport",
-    "DeleteSchedule", "DeleteSecret", "Done", "EngineInfo", "Event", "ExecutorEnded", "FileChange", "FindSession",
+    "DeleteSchedule", "DeleteSecret", "Done", "EndedThing", "EngineInfo", "Event", "ExecutorEnded", "FileChange", "FindSession",
     "ForgetParked", "GetCost", "GetLogs", "GetSchedule", "GetSpending", "GetStatus", "GpuShown", "GpuUsage",
     "Heartbeat", "Hello", "IOPub", "ImageBuilt", "ImageList", "ImageLogs", "ImageRow", "ImagesPruned", "Interrupt",
     "Inventory", "JoinWorker", "Joined", "ListImages", "ListReleases", "ListRuns", "ListSchedules", "ListSecrets",
     "Logs", "Message", "MirrorSpec", "NameGroup", "NamesData", "NamesNeeded", "Notice", "Numbered", "ParkContainer",
-    "ParkFailed", "ParkSession", "ParkedInfo", "PauseSchedule", "Phase", "PhaseTime", "PreviewSchedule", "PruneImages",
+    "ParkFailed", "ParkSession", "ParkedInfo", "ParkedNames", "PauseSchedule", "Phase", "PhaseTime", "PreviewSchedule",
+    "PruneImages",
     "PutSchedule", "PutSecret", "Queued", "ReleaseList", "ReleaseRow", "ReleaseSecrets", "RemoteName",
-    "RotateSecretKey", "RunCell", "RunInfo", "RunList", "RunSchedule", "RunnerCredit", "RunnerDetach", "RunnerFreeze",
-    "RunnerFrozen", "RunnerHello", "RunnerLoadNames", "RunnerNamesLoaded", "RunnerPing", "RunnerPong", "RunnerReady",
+    "ReservedPrice", "RotateSecretKey", "RunCell", "RunInfo", "RunList", "RunSchedule", "RunnerCredit", "RunnerDetach",
+    "RunnerFreeze", "RunnerFrozen", "RunnerHello", "RunnerLoadNames", "RunnerNamesLoaded", "RunnerPing", "RunnerPong",
+    "RunnerReady",
     "RunnerStart", "ScheduleInfo", "ScheduleList", "SchedulePreview", "SecretKeyRotated", "SecretList", "SecretRow",
-    "SessionFound", "SessionInfo", "SessionParked", "SessionRow", "SessionStream", "Shutdown", "SideReply",
-    "SideRequest", "SnapshotUsage", "Spending", "SpendingRow", "StartContainer", "StartKind", "Status", "StdinReply",
-    "StdinRequest", "StopContainer", "StopSession", "UsageReport", "ValuePart", "WarmContainer", "Welcome", "WorkerRow",
+    "SendParked",
+    "SessionFound", "SessionInfo", "SessionParked", "SessionRow", "SessionStream", "SetBudget", "Shutdown",
+    "SideReply", "SideRequest", "SnapshotUsage", "Spending", "SpendingRow", "StartContainer", "StartKind", "Status", "StdinReply",
+    "StdinRequest", "StopContainer", "StopSession", "UsageReport", "ValueComing", "ValuePart", "Waiting",
+    "WarmContainer", "Welcome", "WorkerRow",
     "decode", "encode",
 ]  # fmt: skip

@@ -44,6 +44,7 @@ class Welcome(Base, kw_only=True, tag="welcome"):
     blob_proof_path: str = ""
     blob_proof: str = ""
     chunk_folder: str = ""  # of volumes, likewise; chunks lie as HASH[:2]/HASH, drafts in tmp. "": they go by HTTP
+    shared_folder: str = ""  # of network file systems, likewise: only workers on the gateway's machine can show them
     heartbeat_seconds: float = 1.0
     disconnect_grace_seconds: float = 600.0
     max_timeout_seconds: float = 86400.0
@@ -121,8 +122,22 @@ class WorkerRow(msgspec.Struct, kw_only=True, omit_defaults=True):
     gpu_usage: list[GpuUsage] = []  # of all its GPUs, over the last second that it told of
 
 
+class EndedThing(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Something that ended and that nobody may have watched. `title` is a notebook's path, or what was built; `problem` says in
+    words why it failed, "" if it did not."""
+
+    id: str
+    kind: Literal["cell", "build"]
+    title: str
+    session: str = ""
+    problem: str = ""
+    seconds: float = 0.0
+    ended_unix_seconds: float = 0.0
+
+
 class Status(Base, kw_only=True, tag="status"):
-    """The whole picture, for `cellburst status`, `ps` and the panel."""
+    """The whole picture, for `cellburst status`, `ps` and the panel. `gpu_usd_per_second` is the reference price of each GPU type
+    that the workers have, as decimal text; `ended` the last detached cells and long builds."""
 
     gateway_pid: int
     gateway_url: str
@@ -132,6 +147,8 @@ class Status(Base, kw_only=True, tag="status"):
     workers: list[WorkerRow] = []
     sessions: list[SessionRow] = []
     queue: list[str] = []
+    gpu_usd_per_second: dict[str, str] = {}
+    ended: list[EndedThing] = []
 
 
 class GetLogs(Base, kw_only=True, tag="get_logs"):

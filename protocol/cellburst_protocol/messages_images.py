@@ -10,6 +10,7 @@ import msgspec
 from .errors import ErrorInfo
 from .images import ImageRecipe
 from .messages_base import Base
+from .messages_parts import BuildSecret
 
 
 class BuildLog(Base, kw_only=True, tag="build_log"):
@@ -29,6 +30,7 @@ class BuildStream(Base, kw_only=True, tag="build_stream"):
 
     recipe: ImageRecipe
     worker: str = ""  # of the gateway's; "" leaves the choice to it
+    secrets: dict[str, BuildSecret] = {}  # gateway -> worker: those that its steps use, by name
 
 
 class ImageBuilt(Base, kw_only=True, tag="image_built"):

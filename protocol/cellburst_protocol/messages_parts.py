@@ -13,6 +13,17 @@ from .resources import Resources
 from .states import ContainerState
 
 
+class BuildSecret(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A secret that steps of an image's build use: from the gateway to the worker that builds it, in memory only. `repr` shows no
+    value."""
+
+    version: int
+    values: dict[str, str]
+
+    def __repr__(self) -> str:
+        return f"BuildSecret(version={self.version}, keys={sorted(self.values)})"
+
+
 class ValuePart(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Bytes of a pickled group: the pickle itself (part 0) or one of its out-of-band buffers.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from .errors import ErrorInfo
 from .messages_base import Base
-from .schedules import RunRow, ScheduleRow, ScheduleSpec, When
+from .schedules import Forecast, RunRow, ScheduleRow, ScheduleSpec, When
 
 
 class PutSchedule(Base, kw_only=True, tag="put_schedule"):
@@ -23,11 +23,15 @@ class PutSchedule(Base, kw_only=True, tag="put_schedule"):
 
 
 class ScheduleInfo(Base, kw_only=True, tag="schedule_info"):
-    """A schedule as it is now."""
+    """A schedule as it is now. `environment_changes`: what is installed differently in its environment than when it was
+    scheduled, a line each ("numpy 2.2.3 -> 2.3.0"), as far as the gateway's machine can see. `missing`: secrets and
+    volumes that it names and that are not there now. Both are filled in for GetSchedule, `missing` also for PutSchedule."""
 
     row: ScheduleRow
     spec: ScheduleSpec
     next_unix_seconds: list[int] = []
+    environment_changes: list[str] = []
+    missing: list[str] = []
 
 
 class ListSchedules(Base, kw_only=True, tag="list_schedules"):
@@ -95,9 +99,11 @@ class CancelRun(Base, kw_only=True, tag="cancel_run"):
 
 
 class PreviewSchedule(Base, kw_only=True, tag="preview_schedule"):
-    """Ask for SchedulePreview of times that are being typed."""
+    """Ask for SchedulePreview of times that are being typed; of `schedule` (its id), where that is given, are the runs that the
+    forecast is made from."""
 
     when: When
+    schedule: str = ""
 
 
 class SchedulePreview(Base, kw_only=True, tag="schedule_preview"):
@@ -108,3 +114,4 @@ class SchedulePreview(Base, kw_only=True, tag="schedule_preview"):
     next_local: list[str] = []
     problem: ErrorInfo | None = None
     machine: str = ""
+    forecast: Forecast = Forecast()

@@ -28,7 +28,7 @@ class PutSecret(Base, kw_only=True, tag="put_secret"):
 
 class SecretRow(Base, kw_only=True, tag="secret_row"):
     """A secret as it is shown: never a value. `store` is "local", "file" or "vault"; only local ones can be changed here.
-    `sealed` says why its values cannot be read now, "" if they can."""
+    `sealed` says why its values cannot be read now, "" if they can. `used_by` are schedules that name it, as words for people."""
 
     name: str
     keys: list[str] = []
@@ -38,6 +38,7 @@ class SecretRow(Base, kw_only=True, tag="secret_row"):
     last_used_unix_seconds: float = 0.0
     store: str = "local"
     sealed: str = ""
+    used_by: list[str] = []
 
 
 class ListSecrets(Base, kw_only=True, tag="list_secrets"):

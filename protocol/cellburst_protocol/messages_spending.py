@@ -19,7 +19,8 @@ class GetSpending(Base, kw_only=True, tag="get_spending"):
 
 class SpendingRow(msgspec.Struct, kw_only=True, omit_defaults=True):
     """What one notebook spent on one kind of hardware in one hour of the clock (UTC), at reference prices. `gpu` is its type and,
-    where there are several, their number ("A100-40GB", "H100:2"), "" for none."""
+    where there are several, their number ("A100-40GB", "H100:2"), "" for none. `idle_seconds` and `idle_usd` are the part of it
+    in which a container was ready and no cell ran in it."""
 
     hour_unix_seconds: int
     notebook: str
@@ -27,13 +28,34 @@ class SpendingRow(msgspec.Struct, kw_only=True, omit_defaults=True):
     simulated: bool = False
     seconds: float = 0.0
     usd: str = "0"
+    idle_seconds: float = 0.0
+    idle_usd: str = "0"
+
+
+class ReservedPrice(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What a machine with one GPU of a type costs that is kept all the time: a list price with its date, or the operator's."""
+
+    gpu: str
+    usd_per_hour: str
+    as_of: str = ""
+    source: str = ""
 
 
 class Spending(Base, kw_only=True, tag="spending"):
-    """Rows by hour. `truncated`: there were more leases than were asked for, and the oldest are left out."""
+    """Rows by hour. `truncated`: there were more leases than were asked for, and the oldest are left out. `reserved` is of the
+    GPU types in the rows, as far as a price is known. `budget_usd_per_month` is what the workspace means to spend, "" where it
+    says nothing of it; nothing is stopped by it."""
 
     since_unix_seconds: float
     rows: list[SpendingRow] = []
     usd_per_second: str = "0"  # of all that runs now
     price_note: str = ""
     truncated: bool = False
+    reserved: list[ReservedPrice] = []
+    budget_usd_per_month: str = ""
+
+
+class SetBudget(Base, kw_only=True, tag="set_budget"):
+    """Say what the workspace means to spend in a month of the calendar, "" for nothing. Shown beside what is spent."""
+
+    usd_per_month: str = ""

@@ -11,16 +11,19 @@ from .errors import ErrorInfo
 from .images import ImageRecipe
 from .messages_base import Base
 from .messages_parts import (
+    BuildSecret,
     ContainerUsage,
     EngineInfo,
     GpuUsage,
     Inventory,
     MirrorSpec,
+    NameGroup,
     ParkedInfo,
     PhaseTime,
     RemoteName,
     SnapshotUsage,
     StartKind,
+    ValuePart,
 )
 from .resources import Resources
 from .states import ContainerState, EndReason
@@ -59,6 +62,22 @@ class Joined(Base, kw_only=True, tag="joined"):
     forget: list[str] = []
 
 
+class SendParked(Base, kw_only=True, tag="send_parked"):
+    """Gateway -> worker, control request: let the gateway have the names of this parked session as blobs, for another worker.
+    Answered with ParkedNames. The session stays parked here until it is told to forget it."""
+
+    parked: str
+
+
+class ParkedNames(Base, kw_only=True, tag="parked_names"):
+    """Answer to SendParked, and part of StartContainer: the names by value, those that are not among them, and the blob that has
+    all inline parts in order (None where there are none)."""
+
+    groups: list[NameGroup] = []
+    lost: list[RemoteName] = []
+    inline: ValuePart | None = None
+
+
 class StartContainer(Base, kw_only=True, tag="start_container"):
     """Gateway -> worker, control request. Answered with Done when accepted; its progress are events on the container's
     stream, which the worker opens at once. `parked` is the id of the session's parked bytes, to be resumed; if they
@@ -79,7 +98,12 @@ class StartContainer(Base, kw_only=True, tag="start_container"):
     prepare_call: str = ""  # phases are reported as events of this call
     parked: str = ""
     park_key: str = ""  # hex; what opens `parked` where the session had secrets
+    names: ParkedNames | None = None  # of the session as it was parked on another worker, in place of `parked`
     volumes: list[VolumeMount] = []
+    bucket_keys: dict[
+        str, dict[str, str]
+    ] = {}  # how buckets of `volumes` are opened, by their ids; never kept or logged
+    build_secrets: dict[str, BuildSecret] = {}  # those that steps of `recipe` use, by name; never kept or logged
     link_token: str = ""  # its code may use the gateway with this token, through a socket that the worker passes on
 
 
@@ -107,6 +131,14 @@ class ForgetParked(Base, kw_only=True, tag="forget_parked"):
     """Gateway -> worker: these parked sessions have ended or expired; their bytes are removed. Unknown ones are no error."""
 
     parked: list[str]
+
+
+class Waiting(Base, kw_only=True, tag="waiting"):
+    """Gateway -> worker: `count` requests wait for this machine's hardware now, `memory_mib` is what they ask for together. Told
+    when it changes; a worker that has joined anew has none until it is told."""
+
+    count: int = 0
+    memory_mib: int = 0
 
 
 class ContainerParked(Base, kw_only=True, tag="container_parked"):

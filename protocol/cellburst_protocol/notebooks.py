@@ -3,8 +3,8 @@
 Parameters are set as papermill does it: a cell with the tag `parameters` has the defaults, and a cell with the tag
 `injected-parameters` comes after it. What is given must be a name that the defaults bind, of the default's type.
 
-Lines that belong to the notebook's own kernel say nothing to a run: the first line `%%modal …`, `%modal …`, and
-`%load_ext cellburst_jupyter` stay in the code as comments, so that line numbers are the editor's.
+Lines that belong to the notebook's own kernel say nothing to a run: `%modal …` and `%load_ext cellburst_jupyter` stay in the
+code as comments, so that line numbers are the editor's; so does `%%modal …`, unless such cells have machines of their own.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ MAX_NOTEBOOK_BYTES = 200 * 1024**2
 PARAMETERS_TAG, INJECTED_TAG, RAISES_TAG = "parameters", "injected-parameters", "raises-exception"
 _CELL_LINE = re.compile(r"\s*%%(modal|gpu)(?=\s|$)(.*)")
 _OWN_LINE = re.compile(r"(\s*)(%(?:modal|gpu)(?=\s|$).*|%(?:load|reload|unload)_ext\s+cellburst_jupyter\s*)$")
+_ACTS = re.compile(
+    r"\s*%(?:modal|gpu)\s+(?:get|put|stop|restart)(?=\s|$)"
+)  # what means the same to a run as to a person
 _TYPES: dict[type, tuple[type, ...]] = {float: (float, int)}
 _NAMES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict}
 
@@ -82,25 +85,29 @@ def tags_of(cell: Mapping[str, Any]) -> list[str]:
     return [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
 
 
-def code_cells(notebook: Mapping[str, Any]) -> list[CodeCell]:
-    """The code cells that have code, in order, ready to run."""
+def code_cells(notebook: Mapping[str, Any], *, own_machines: bool = False) -> list[CodeCell]:
+    """The code cells that have code, in order, ready to run. `own_machines`: where they run there is a `%%modal` that works, so
+    its cells stay as they are."""
     found: list[CodeCell] = []
     for index, cell in enumerate(notebook["cells"]):
         text = source_of(cell)
         if cell["cell_type"] != "code" or not text.strip():
             continue
-        code, asked, notes = made_ready(text)
+        code, asked, notes = made_ready(text, own_machines)
         found.append(CodeCell(index, code, asked, RAISES_TAG in tags_of(cell), tuple(notes)))
     return found
 
 
-def made_ready(text: str) -> tuple[str, str | None, list[str]]:
+def made_ready(text: str, own_machines: bool = False) -> tuple[str, str | None, list[str]]:
     """A cell's code for a run; what stood after `%%modal`, if that was its first line; what was skipped."""
-    lines, notes, asked = text.split("\n"), [], None
+    lines, asked = text.split("\n"), None
+    notes: list[str] = []
     first = next((number for number, line in enumerate(lines) if line.strip()), 0)
     found = _CELL_LINE.match(lines[first])
     if found is not None:
         asked = found[2].strip()
+        if own_machines:
+            return text, asked, notes
         following = "\n".join(lines[first + 1 :])
         if following.lstrip().startswith("%%"):  # another cell magic has to stay first
             lines = following.split("\n")
@@ -109,7 +116,7 @@ def made_ready(text: str) -> tuple[str, str | None, list[str]]:
     inside = _in_strings("\n".join(lines))
     for number, line in enumerate(lines):
         own = _OWN_LINE.match(line)
-        if own is not None and number + 1 not in inside:
+        if own is not None and number + 1 not in inside and not (own_machines and _ACTS.match(line)):
             lines[number] = f"{own[1]}pass  # {own[2].strip()}"
             notes.append(f"`{own[2].strip()[:60]}` is for a notebook's own kernel: it is skipped")
     return "\n".join(lines), asked, notes

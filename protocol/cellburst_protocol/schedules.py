@@ -71,11 +71,15 @@ class FrozenFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 class ScheduleSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Everything that a run needs, and when. `notebook` is the path on its owner's machine, which a run never touches;
-    `notebook_hash` the blob of the notebook as it was scheduled.
+    `notebook_hash` the blob of the notebook as it was scheduled; `with_folder` says that the files beside it go along.
 
     `timeout_seconds` is of a whole run, from its first cell; `budget_usd` of each run. `retries` are further attempts after
     one that failed, was lost or ran out of time. `missed` says what happens to instants at which nobody was there, no older than
     `missed_window_seconds`. `keep_runs` and `keep_days` bound what is kept of ended runs (0: no bound).
+
+    `modal_cells`: cells that begin with `%%modal` have sessions of their own, with what their lines ask for ("own"), or run with
+    all others in the run's own session ("same"). `resources`, `secrets` and `volumes` are of the run's own session;
+    `cell_secrets` and `cell_volumes` name what the lines ask for beside: their cells get no other secret.
     """
 
     name: str
@@ -84,11 +88,15 @@ class ScheduleSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     notebook_hash: str = ""
     notebook_size_bytes: int = 0
     files: list[FrozenFile] = []
+    with_folder: bool = True
     resources: Resources = Resources()
+    modal_cells: Literal["own", "same"] = "own"
     image: MirrorSpec | None = None
     recipe: ImageRecipe | None = None
     secrets: list[str] = []
     volumes: list[VolumeMount] = []
+    cell_secrets: list[str] = []
+    cell_volumes: list[str] = []
     parameters: dict[str, Parameter] = {}
     timeout_seconds: float | None = None
     retries: int = 0
@@ -212,6 +220,16 @@ class RunRow(msgspec.Struct, kw_only=True, omit_defaults=True):
     tell_jupyter: bool = False
 
 
+class Forecast(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What runs will cost, from the last ones that succeeded. `runs_count` of them (0: there is none yet, and nothing is told);
+    `run_usd` is their mean, `month_usd` that times the `month_instants_count` of the next 30 days."""
+
+    runs_count: int = 0
+    run_usd: str = ""
+    month_instants_count: int = 0
+    month_usd: str = ""
+
+
 class ScheduleRow(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A schedule in a list. `revision` is what an edit has to name. `state` "done": it has no further instant. `words` reads its
     times for people; `machine` must be on for them; `cost_usd` is of all runs that are kept."""
@@ -229,7 +247,8 @@ class ScheduleRow(msgspec.Struct, kw_only=True, omit_defaults=True):
     last: RunRow | None = None
     running: str = ""
     cost_usd: str = "0"
-    mean_cost_usd: str = ""  # of the last five runs that ended by themselves
+    mean_cost_usd: str = ""  # of the last five runs that succeeded
+    forecast: Forecast = Forecast()
     created_unix_seconds: float = 0.0
     changed_unix_seconds: float = 0.0
     secrets: list[str] = []
@@ -272,7 +291,8 @@ def check_spec(spec: ScheduleSpec) -> None:
 def check_times(when: When) -> None:
     """`once` and `every`; cron is for whoever has the time zones. Raises RequestError (BAD_ARGUMENT)."""
     if when.kind == "every" and not MIN_EVERY_SECONDS <= when.every_seconds <= MAX_EVERY_SECONDS:
-        raise bad(f"every {when.every_seconds} s", f"{MIN_EVERY_SECONDS} seconds to 366 days", "for example every 15m")
+        what = f"a run every {when.every_seconds} s is not possible"
+        raise bad(what, f"{MIN_EVERY_SECONDS} seconds to 366 days", "for example every 15m")
     if when.kind == "once" and not 0 < when.at_unix_seconds < 253402300800:
         raise bad("a time that is none", "a moment between 1970 and 9999", "for example 2026-12-24T18:00")
 

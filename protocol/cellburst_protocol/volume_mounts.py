@@ -1,10 +1,15 @@
-"""Where volumes may be shown in a container: `/data:NAME`, `/data:NAME:ro`, `/data:NAME:last_write_wins`, with commas. No I/O."""
+"""Where volumes may be shown in a container: `/data:NAME`, `/data:NAME:ro`, `/data:NAME:last_write_wins`, with commas. No I/O.
+
+Beside volumes there may be buckets, `/data:s3://BUCKET/PREFIX?secret=NAME` (see `buckets.py`), and network file systems,
+`/data:nfs://NAME` (`?ro`: read-only).
+"""
 
 from __future__ import annotations
 
 import posixpath
 from collections.abc import Sequence
 
+from .buckets import SCHEME, bucket_id, bucket_text, parse_bucket
 from .errors import ErrorCode, error
 from .volumes import MAX_PATH_BYTES, VolumeMount, check_name, shown
 
@@ -15,7 +20,11 @@ SYSTEM_PATHS = (
     "/usr",
 )  # fmt: skip
 OPTIONS = ("ro", "last_write_wins")
-_FORM = "/PATH:NAME, several with commas; /PATH:NAME:ro is read-only, /PATH:NAME:last_write_wins never tells conflicts"
+SHARED = "nfs://"
+_FORM = (
+    "/PATH:NAME, several with commas; /PATH:NAME:ro is read-only, /PATH:NAME:last_write_wins never tells conflicts;"
+    " /PATH:s3://BUCKET/PREFIX?secret=NAME is a bucket, /PATH:nfs://NAME a network file system"
+)
 
 
 def parse_volumes(text: str, notebook_folder: str = "") -> list[VolumeMount]:
@@ -23,6 +32,19 @@ def parse_volumes(text: str, notebook_folder: str = "") -> list[VolumeMount]:
     mounts: list[VolumeMount] = []
     for part in text.split(","):
         path, colon, rest = part.strip().partition(":")
+        path = path.rstrip("/") or path
+        if rest.startswith(SCHEME):
+            source, read_only = parse_bucket(rest)
+            mounts.append(
+                VolumeMount(
+                    volume=bucket_id(source, path), name=source.text, path=path, read_only=read_only, kind="bucket",
+                    bucket=source,
+                )
+            )  # fmt: skip
+            continue
+        if rest.startswith(SHARED):
+            mounts.append(_parse_shared(rest, path))
+            continue
         name, *options = rest.split(":")
         if not colon or not name:
             raise error(
@@ -36,7 +58,7 @@ def parse_volumes(text: str, notebook_folder: str = "") -> list[VolumeMount]:
             )  # fmt: skip
         mounts.append(
             VolumeMount(
-                volume="", name=check_name(name), path=path.rstrip("/") or path, read_only="ro" in options,
+                volume="", name=check_name(name), path=path, read_only="ro" in options,
                 last_write_wins="last_write_wins" in options,
             )
         )  # fmt: skip
@@ -59,17 +81,45 @@ def same_mounts(some: Sequence[VolumeMount], others: Sequence[VolumeMount]) -> b
     """Whether both show the same volumes at the same places in the same way; the order and names do not count."""
 
     def facts(mounts: Sequence[VolumeMount]) -> list[tuple[object, ...]]:
-        return sorted((m.path, m.volume, m.read_only, m.last_write_wins) for m in mounts)
+        return sorted((m.path, m.kind, m.volume, m.read_only, m.last_write_wins) for m in mounts)
 
     return facts(some) == facts(others)
 
 
 def text_of(mounts: Sequence[VolumeMount]) -> str:
     """As a line's `volumes=` says it."""
-    return ",".join(
-        f"{m.path}:{m.name or m.volume}{':ro' if m.read_only else ''}{':last_write_wins' if m.last_write_wins else ''}"
-        for m in mounts
+    return ",".join(f"{m.path}:{_text(m)}" for m in mounts)
+
+
+def shared_mount(name: str, path: str, *, read_only: bool = False) -> VolumeMount:
+    """A network file system at a path. Raises RequestError (BAD_ARGUMENT) for what is no name."""
+    return VolumeMount(
+        volume=f"n-{check_name(name)}", name=f"{SHARED}{name}", path=path, read_only=read_only, kind="shared"
     )
+
+
+def shared_name(mount: VolumeMount) -> str:
+    """The network file system's name. Raises RequestError (BAD_ARGUMENT)."""
+    return check_name(mount.name.removeprefix(SHARED))
+
+
+def _text(mount: VolumeMount) -> str:
+    if mount.bucket is not None:
+        return bucket_text(mount.bucket, read_only=mount.read_only)
+    if mount.kind == "shared":
+        return f"{mount.name}{'?ro' if mount.read_only else ''}"
+    options = f"{':ro' if mount.read_only else ''}{':last_write_wins' if mount.last_write_wins else ''}"
+    return f"{mount.name or mount.volume}{options}"
+
+
+def _parse_shared(text: str, path: str) -> VolumeMount:
+    name, _, option = text.removeprefix(SHARED).partition("?")
+    if option not in ("", "ro"):
+        raise error(
+            ErrorCode.BAD_ARGUMENT, f"{shown(option)} is no option of a network file system", allowed="ro",
+            next=f"for example volumes={path}:{SHARED}{name}?ro",
+        )  # fmt: skip
+    return shared_mount(name, path, read_only=option == "ro")
 
 
 def _check_path(path: str, notebook_folder: str) -> None:

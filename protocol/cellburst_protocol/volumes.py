@@ -15,7 +15,8 @@ Routes, all JSON but for chunks (tokens of users and workers; a viewer's may onl
     GET    /volumes/NAME                           -> VolumeRow        NAME is a volume's name or id
     PATCH  /volumes/NAME           RenameVolume    -> VolumeRow
     DELETE /volumes/NAME?used=1                    -> {}               CONFLICT names what uses it, unless `used`
-    GET    /volumes/NAME/files?since=N&prefix=P    -> VolumeFiles      what changed after version N, deletions included if N > 0
+    GET    /volumes/NAME/files?since=N&prefix=P    -> VolumeFiles      what changed after version N, deletions included if N > 0;
+                                                                       or all there is (`whole`), when N is more than a day old
     POST   /volumes/NAME/commit    CommitVolume    -> VolumeCommitted
     POST   /chunks/missing         ChunkHashes     -> ChunkHashes      those of them that the workspace lacks
     PUT    /chunks                 packed chunks   -> {}               many small chunks at once, see `pack_chunks`
@@ -27,9 +28,11 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 import msgspec
 
+from .buckets import BucketSource
 from .errors import ErrorCode, error
 
 CHUNK_BYTES = 8 * 1024**2  # a 1 TiB file has 131,072; a changed byte costs one of them
@@ -104,10 +107,12 @@ class RenameVolume(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class VolumeFiles(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """Entries by path, and the version that they show."""
+    """Entries by path, and the version that they show. `whole`: it is so long since the version that was asked for that what was
+    deleted since is not known any more; these are all files that there are."""
 
     version: int
     entries: list[FileEntry] = []
+    whole: bool = False
 
 
 class CommitVolume(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -136,13 +141,21 @@ class ChunkHashes(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class VolumeMount(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A volume in a container. `path` is absolute."""
+    """A volume in a container, or what is shown as one: a `bucket`, or a network file system (`kind` "shared"). `path` is
+    absolute."""
 
     volume: str  # its id
     name: str
     path: str
     read_only: bool = False
     last_write_wins: bool = False
+    kind: Literal["volume", "bucket", "shared"] = "volume"
+    bucket: BucketSource | None = None
+
+    @property
+    def folder_name(self) -> str:
+        """Its folder's name below the container's /cellburst/volumes."""
+        return (self.name or self.volume) if self.kind == "volume" else f"_{self.volume}"  # no volume is named so
 
 
 def check_name(name: str) -> str:

@@ -7,11 +7,16 @@ from cellburst_protocol import SOFTWARE_VERSION as __version__
 from .hooks import before_snapshot, on_restore
 
 if TYPE_CHECKING:
+    from .cloud_bucket_mount import CloudBucketMount
     from .image import FilePatternMatcher, Image
+    from .network_file_system import NetworkFileSystem
     from .secret import Secret
     from .volume import Volume
 
-__all__ = ["FilePatternMatcher", "Image", "Secret", "Volume", "__version__", "before_snapshot", "on_restore"]
+__all__ = [
+    "CloudBucketMount", "FilePatternMatcher", "Image", "NetworkFileSystem", "Secret", "Volume", "__version__", "before_snapshot",
+    "on_restore",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:
@@ -24,6 +29,14 @@ def __getattr__(name: str) -> object:
         from .secret import Secret
 
         return Secret
+    if name == "CloudBucketMount":
+        from .cloud_bucket_mount import CloudBucketMount
+
+        return CloudBucketMount
+    if name == "NetworkFileSystem":
+        from .network_file_system import NetworkFileSystem
+
+        return NetworkFileSystem
     if name == "Volume":
         from .volume import Volume
 

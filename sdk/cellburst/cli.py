@@ -34,6 +34,7 @@ from .cli_common import ask as _ask
 from .cli_common import err, out
 from .cli_common import shows_errors as _shows_errors
 from .cli_image import image
+from .cli_nfs import nfs
 from .cli_schedule import schedule
 from .cli_secret import secret
 from .cli_service import service
@@ -274,6 +275,7 @@ def worker(arguments: tuple[str, ...]) -> None:
 
 main.add_command(image)
 main.add_command(volume)
+main.add_command(nfs)
 main.add_command(secret)
 main.add_command(schedule)
 main.add_command(service)

@@ -2,55 +2,39 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import re
-import subprocess
+import shlex
 import sys
-import time
-from collections.abc import Awaitable, Callable
-from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import quote
+from typing import Any
 
 import click
 import msgspec
 from rich.markup import escape
 from rich.table import Table
 
-from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo, error, from_info
+from cellburst_protocol.errors import CellburstError, ErrorCode, error, from_info
 from cellburst_protocol.messages import (
-    CancelRun,
     DeleteSchedule,
     GetSchedule,
-    ListRuns,
     ListSchedules,
-    MirrorSpec,
     PauseSchedule,
     PreviewSchedule,
-    RunInfo,
-    RunList,
-    RunSchedule,
     ScheduleInfo,
     ScheduleList,
     SchedulePreview,
 )
 from cellburst_protocol.peer import Peer
-from cellburst_protocol.schedules import ACTIVE, RunRow, ScheduleRow, When
+from cellburst_protocol.schedules import Forecast, ScheduleRow, When
 
-from . import embedded
 from .blobs import BlobClient
 from .cli_common import ask, err, out, shows_errors
-from .endpoint import Endpoint
-from .http_connection import connection
-from .link import Link
+from .cli_schedule_ask import ask_one, get_schedule, time_text, with_blobs
+from .cli_schedule_runs import cancel, history, open_run, run
 from .money import usd_text
+from .schedule_edit import notebook_state, taken_over
+from .schedule_environment import describe_environment
 from .scheduling import Asked, Draft, draft, local_timezone, parameter_of, send
-
-T = TypeVar("T")
-LOOK_SECONDS = 0.5
-DESCRIBE_SECONDS = 60.0
 
 
 @click.group()
@@ -60,6 +44,10 @@ def schedule() -> None:
     A schedule keeps the notebook, its folder and its environment as they are now. This machine has to be on, and the gateway up
     (`cellburst service install` keeps it so).
     """
+
+
+for command in (run, cancel, history, open_run):
+    schedule.add_command(command)
 
 
 @schedule.command()
@@ -98,6 +86,10 @@ def schedule() -> None:
 @click.option(
     "--notify", multiple=True, metavar="URL|ADDRESS|jupyter[:failure]", help="Whom to tell when a run has ended."
 )
+@click.option(
+    "--modal-cells", default="own", show_default=True, type=click.Choice(["own", "same"]),
+    help="%%modal cells: on machines of their own, or all cells in one session.",
+)  # fmt: skip
 @click.option("--no-folder", is_flag=True, help="Keep the notebook only, without the files beside it.")
 @click.option(
     "--python", default=sys.executable, help="The interpreter whose environment the run has. Default: this one."
@@ -129,14 +121,41 @@ def create(
                     raise
         return await send(peer, blobs, made, lambda line: err.print(line, style="dim", markup=False), edits=edits)
 
-    answer = _with_blobs(question)
+    answer = with_blobs(question)
     out.print(f"{answer.row.name}: {answer.row.words}", markup=False)
     for moment in answer.next_unix_seconds[:3]:
-        out.print(f"  {_time(moment)}", markup=False)
+        out.print(f"  {time_text(moment)}", markup=False)
+    _show_missing(answer)
     out.print(
         f"{answer.row.machine} must be on then, with its gateway up: `cellburst service install` sees to that",
         markup=False,
     )
+
+
+@schedule.command()
+@click.argument("name")
+@click.option("--python", default="", help="The interpreter whose environment the runs have. Default: as before.")
+@click.option("--yes", "-y", is_flag=True, help="Also if the notebook would stumble.")
+@shows_errors
+def update(name: str, python: str, yes: bool) -> None:
+    """Take the notebook over as it is now, with its folder and environment; times, limits and history stay."""
+    info = get_schedule(name)
+    assert info.spec.image is not None
+    folder = Path(info.spec.notebook).parent
+    with err.status("reading the notebook, its folder and its environment…"):
+        made = taken_over(info, describe_environment(python or info.spec.image.executable, folder))
+    _show_findings(made, yes)
+
+    async def question(peer: Peer, blobs: BlobClient) -> ScheduleInfo:
+        return await send(peer, blobs, made, lambda line: err.print(line, style="dim", markup=False), edits=info)
+
+    answer = with_blobs(question)
+    same = answer.spec.notebook_hash == info.spec.notebook_hash
+    done = "the notebook is as it was" if same else "the notebook is taken over"
+    out.print(f"{answer.row.name}: {done}; revision {answer.row.revision}", markup=False)
+    for line in info.environment_changes:
+        out.print(f"  {line}", markup=False)
+    _show_missing(answer)
 
 
 def _show_findings(made: Draft, yes: bool) -> None:
@@ -150,21 +169,6 @@ def _show_findings(made: Draft, yes: bool) -> None:
             ErrorCode.BAD_ARGUMENT, f"a run would stumble over {len(problems)} thing{'s' if len(problems) > 1 else ''} (above)",
             next="mend them, or schedule it all the same with --yes",
         )  # fmt: skip
-
-
-def describe_environment(python: str, folder: Path) -> MirrorSpec:
-    """The environment of an interpreter, described by itself. Raises RequestError (NOT_FOUND)."""
-    try:
-        told = subprocess.run(
-            [python, "-m", "cellburst_jupyter.environment_told", str(folder)],
-            capture_output=True, timeout=DESCRIBE_SECONDS, check=True, cwd="/",
-        )  # fmt: skip
-        return msgspec.json.decode(told.stdout, type=MirrorSpec)
-    except (OSError, subprocess.SubprocessError, msgspec.MsgspecError) as why:
-        raise error(
-            ErrorCode.NOT_FOUND, f"the environment of {python} cannot be described: {why}",
-            next="install cellburst there (`pip install 'cellburst[jupyter]'`), or give another --python",
-        ) from None  # fmt: skip
 
 
 @schedule.command("list")
@@ -194,11 +198,11 @@ def list_schedules(as_json: bool) -> None:
 def _next(row: ScheduleRow) -> str:
     if row.running:
         return "runs now"
-    return _time(row.next_unix_seconds) if row.next_unix_seconds is not None else "-"
+    return time_text(row.next_unix_seconds) if row.next_unix_seconds is not None else "-"
 
 
 def _last(row: ScheduleRow) -> str:
-    return f"{row.last.state.value} {_time(row.last.instant_unix_seconds)}" if row.last is not None else "-"
+    return f"{row.last.state.value} {time_text(row.last.instant_unix_seconds)}" if row.last is not None else "-"
 
 
 @schedule.command()
@@ -207,37 +211,52 @@ def _last(row: ScheduleRow) -> str:
 @shows_errors
 def show(name: str, as_json: bool) -> None:
     """A schedule, its next five times and what it was given."""
-    answer = _get(name)
+    answer = get_schedule(name)
     if as_json:
         click.echo(json.dumps(msgspec.to_builtins(answer), indent=2))
         return
     row, spec = answer.row, answer.spec
-    files = (
-        f"{len(spec.files)} files, {sum(file.size_bytes for file in spec.files):,} bytes" if spec.files else "no files"
-    )
+    count = f"{len(spec.files)} file{'s' if len(spec.files) > 1 else ''}"
+    files = f"{count}, {sum(file.size_bytes for file in spec.files):,} bytes" if spec.files else "no files"
     lines = [
         ("name", f"{row.name}  ({row.id}, revision {row.revision}, {row.state})"), ("notebook", row.notebook), ("kept", files),
         ("when", row.words), ("runs on", row.machine), ("overlap", f"{spec.overlap}; missed: {spec.missed}"),
         ("keeps", f"{spec.keep_runs} runs, {spec.keep_days:g} days"), ("cost", usd_text(row.cost_usd)),
+        ("forecast", _forecast(row.forecast)),
     ]  # fmt: skip
     lines += [("parameters", json.dumps(spec.parameters))] if spec.parameters else []
-    lines += [("secrets", ", ".join(spec.secrets))] if spec.secrets else []
+    lines += [("secrets", ", ".join(row.secrets))] if row.secrets else []
+    lines += [("volumes", ", ".join(row.volumes))] if row.volumes else []
+    lines += [("modal cells", "in the run's own session")] if spec.modal_cells == "same" else []
     lines += [("retries", str(spec.retries))] if spec.retries else []
     for title, text in lines:
         out.print(f"{title:<11}{text}", markup=False)
     for moment in answer.next_unix_seconds:
-        out.print(f"{'next':<11}{_time(moment)}", markup=False)
-    if Path(row.notebook).is_file() and _changed(Path(row.notebook), spec.notebook_hash):
-        out.print(
-            "the notebook has changed since: `cellburst schedule create … --update` takes the change over",
-            style="yellow",
+        out.print(f"{'next':<11}{time_text(moment)}", markup=False)
+    state = notebook_state(row.notebook, spec.notebook_hash)
+    if state != "same":
+        now = "has changed since" if state == "changed" else "is not there any more: its runs use what was kept"
+        then = (
+            f": `cellburst schedule update {shlex.quote(row.name)}` takes the change over" if state == "changed" else ""
         )
+        out.print(f"the notebook {now}{then}", style="yellow", markup=False)
+    _show_missing(answer)
+    if answer.environment_changes:
+        out.print("the environment has changed since:", style="yellow")
+        for line in answer.environment_changes:
+            out.print(f"  {line}", markup=False)
 
 
-def _changed(path: Path, hash: str) -> bool:
-    from blake3 import blake3
+def _show_missing(answer: ScheduleInfo) -> None:
+    for line in answer.missing:
+        out.print(line, style="yellow", markup=False)
 
-    return blake3(path.read_bytes()).hexdigest() != hash
+
+def _forecast(told: Forecast) -> str:
+    if not told.runs_count:
+        return "no run yet"
+    runs = f"the last {told.runs_count} runs" if told.runs_count > 1 else "one run"
+    return f"about {usd_text(told.run_usd)} a run, {usd_text(told.month_usd)} a month, from {runs}"
 
 
 @schedule.command()
@@ -245,7 +264,7 @@ def _changed(path: Path, hash: str) -> bool:
 @shows_errors
 def pause(name: str) -> None:
     """Let it rest: no runs until `resume`."""
-    _ask_one(PauseSchedule(schedule=name))
+    ask_one(PauseSchedule(schedule=name))
     out.print(f"{name} is paused; what runs goes on", markup=False)
 
 
@@ -254,31 +273,9 @@ def pause(name: str) -> None:
 @shows_errors
 def resume(name: str) -> None:
     """Let it run again, from now on."""
-    answer = _ask_one(PauseSchedule(schedule=name, paused=False))
+    answer = ask_one(PauseSchedule(schedule=name, paused=False))
     assert isinstance(answer, ScheduleInfo)
     out.print(f"{name}: {answer.row.words}; next {_next(answer.row)}", markup=False)
-
-
-@schedule.command()
-@click.argument("name")
-@click.option("--wait", is_flag=True, help="Until it has ended; exit code 1 unless it succeeded.")
-@shows_errors
-def run(name: str, wait: bool) -> None:
-    """Run it now."""
-    answer = _ask_one(RunSchedule(schedule=name))
-    assert isinstance(answer, RunInfo)
-    out.print(f"run {answer.row.id}", markup=False)
-    if wait:
-        with err.status("running…"):
-            row = _until_over(answer.row.id)
-        out.print(_run_text(row), markup=False, soft_wrap=True)
-        sys.exit(0 if row.state.value == "succeeded" else 1)
-
-
-def _until_over(run_id: str) -> RunRow:
-    while (row := _runs(ListRuns(run=run_id))[0]).state in ACTIVE:
-        time.sleep(LOOK_SECONDS)
-    return row
 
 
 @schedule.command()
@@ -287,122 +284,11 @@ def _until_over(run_id: str) -> RunRow:
 @shows_errors
 def delete(name: str, yes: bool) -> None:
     """Delete it with its runs and their notebooks; what runs is cancelled."""
-    info = _get(name)
+    info = get_schedule(name)
     if not yes:
         click.confirm(f"Delete {info.row.name} and all its runs?", abort=True)
-    _ask_one(DeleteSchedule(schedule=info.row.id))
+    ask_one(DeleteSchedule(schedule=info.row.id))
     out.print(f"deleted {info.row.name}; the notebook itself is where it was", markup=False)
-
-
-@schedule.command()
-@click.argument("run")
-@shows_errors
-def cancel(run: str) -> None:
-    """End a run."""
-    _ask_one(CancelRun(run=run))
-    out.print(f"cancelled {run}", markup=False)
-
-
-@schedule.command()
-@click.argument("name", default="")
-@click.option("--count", default=20, show_default=True)
-@click.option("--json", "as_json", is_flag=True)
-@shows_errors
-def history(name: str, count: int, as_json: bool) -> None:
-    """Runs, newest first; also instants at which none ran, and why."""
-    rows = _runs(ListRuns(schedule=name, count=count))
-    if as_json:
-        click.echo(json.dumps(msgspec.to_builtins(rows), indent=2))
-        return
-    for row in rows:
-        out.print(_run_text(row), markup=False, soft_wrap=True)
-    if not rows:
-        out.print("no runs yet")
-
-
-def _run_text(row: RunRow) -> str:
-    took = ""
-    if row.started_unix_seconds is not None and row.ended_unix_seconds is not None:
-        took = f"  {row.ended_unix_seconds - row.started_unix_seconds:.0f} s"
-    several = f" and {row.instants_count - 1} more" if row.instants_count > 1 else ""
-    parts = [f"{row.id}  {row.name}  {_time(row.instant_unix_seconds)}{several}  {row.state.value}"]
-    if row.reason is not None and row.reason.value not in ("done", row.state.value):
-        parts.append(f" ({row.reason.value.replace('_', ' ')})")
-    if row.cells_count:
-        parts.append(f"  {row.cells_done_count} of {row.cells_count} cells{took}  {usd_text(row.cost_usd)}")
-    lines = ["".join(parts)]
-    if row.error is not None:
-        lines.append(f"    {row.error.message}")
-    lines += [f"    {note}" for note in row.notes]
-    lines += [f"    wrote {file.path} ({file.size_bytes:,} bytes)" for file in row.files]
-    return "\n".join(lines)
-
-
-@schedule.command("open")
-@click.argument("run")
-@click.option(
-    "--output", "-o", type=click.Path(path_type=Path), default=None, help="Default: a new file with the run's time."
-)
-@click.option(
-    "--files", type=click.Path(path_type=Path), default=None, help="A folder for the files that the run wrote."
-)
-@shows_errors
-def open_run(run: str, output: Path | None, files: Path | None) -> None:
-    """Bring the notebook that a run executed; also of one that runs or failed. No file is ever overwritten."""
-    row = _runs(ListRuns(run=run))[0]
-    target = output or Path(_dated(row))
-    _download(f"/runs/{row.id}/notebook", target, free=output is None)
-    if files is not None:
-        for file in row.files:
-            _download(f"/runs/{row.id}/files/{quote(file.path, safe='')}", _below(files, file.path), free=False)
-    elif row.files:
-        out.print(f"it wrote {len(row.files)} files: --files FOLDER brings them", style="dim")
-
-
-def _dated(row: RunRow) -> str:
-    safe = re.sub(r"[^\w.-]+", "-", row.name).strip("-.") or "run"
-    return f"{safe}-{datetime.fromtimestamp(row.instant_unix_seconds).astimezone():%Y-%m-%dT%H-%M-%S}.ipynb"
-
-
-def _below(folder: Path, path: str) -> Path:
-    parts = [part for part in path.split("/") if part not in ("", ".", "..")]
-    return folder.joinpath(*parts)
-
-
-def _download(address: str, target: Path, *, free: bool) -> None:
-    endpoint = _endpoint()
-    link = connection(endpoint)
-    try:
-        link.request("GET", address, headers={"Authorization": f"Bearer {endpoint.token}"})
-        response = link.getresponse()
-        if response.status != 200:
-            body = response.read()
-            try:
-                raise from_info(msgspec.json.decode(body, type=ErrorInfo))
-            except msgspec.MsgspecError:
-                raise error(ErrorCode.UNAVAILABLE, f"the gateway answered with HTTP status {response.status}") from None
-        written = _write_new(target, response, free)
-        out.print(f"{written}", markup=False, soft_wrap=True)
-    finally:
-        link.close()
-
-
-def _write_new(target: Path, source: Any, free: bool) -> Path:
-    """Write a file that is not there yet. `free`: the name is ours to choose, so that another one is taken."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for number in range(1, 1000):
-        path = target if number == 1 else target.with_stem(f"{target.stem}-{number}")
-        try:
-            with open(path, "xb") as file:
-                while chunk := source.read(1024 * 1024):
-                    file.write(chunk)
-            return path
-        except FileExistsError:
-            if not free:
-                break
-        except OSError as why:
-            raise error(ErrorCode.STORE, f"{path} cannot be written: {why.strerror}") from None
-    raise error(ErrorCode.CONFLICT, f"{target} is there already, and is not overwritten", next="give another name")
 
 
 @schedule.command()
@@ -411,53 +297,10 @@ def _write_new(target: Path, source: Any, free: bool) -> Path:
 @shows_errors
 def preview(cron: str, timezone: str) -> None:
     """What a cron line means, and its next five times."""
-    answer = _ask_one(PreviewSchedule(when=When(kind="cron", cron=cron, timezone=timezone or local_timezone())))
+    answer = ask_one(PreviewSchedule(when=When(kind="cron", cron=cron, timezone=timezone or local_timezone())))
     assert isinstance(answer, SchedulePreview)
     if answer.problem is not None:
         raise from_info(answer.problem)
     out.print(answer.words, markup=False)
     for line in answer.next_local:
         out.print(f"  {line}", markup=False)
-
-
-# -- asking ------------------------------------------------------------------------------------------------------------
-
-
-def _ask_one(message: Any) -> Any:
-    async def question(peer: Peer) -> Any:
-        return await peer.request(message)
-
-    return ask(question)
-
-
-def _get(name: str) -> ScheduleInfo:
-    answer = _ask_one(GetSchedule(schedule=name))
-    assert isinstance(answer, ScheduleInfo)
-    return answer
-
-
-def _runs(message: ListRuns) -> list[RunRow]:
-    answer = _ask_one(message)
-    assert isinstance(answer, RunList)
-    return answer.rows
-
-
-def _endpoint() -> Endpoint:
-    return embedded.ensure_gateway(lambda line: err.print(line, style="dim", markup=False))
-
-
-def _with_blobs(question: Callable[[Peer, BlobClient], Awaitable[T]]) -> T:
-    async def exchange() -> T:
-        link = Link(_endpoint, role="cli")
-        try:
-            welcome = await link.connect()
-            assert link.peer is not None and link.endpoint is not None
-            return await question(link.peer, BlobClient(link.endpoint, welcome))
-        finally:
-            await link.close()
-
-    return asyncio.run(exchange())
-
-
-def _time(moment: float | None) -> str:
-    return f"{datetime.fromtimestamp(moment).astimezone():%a %Y-%m-%d %H:%M:%S}" if moment is not None else "-"

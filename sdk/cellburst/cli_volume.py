@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
@@ -105,7 +106,7 @@ def ls(name: str, path: str, recursive: bool, as_json: bool) -> None:
     for entry in entries:
         changed = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.mtime)) if entry.mtime else "-"
         size = size_text(entry.size) if entry.type.value != 2 else "-"
-        table.add_row(escape(_plain(entry.path)), KINDS[entry.type.value], size, changed)
+        table.add_row(escape(plain(entry.path)), KINDS[entry.type.value], size, changed)
     out.print(table)
 
 
@@ -120,10 +121,14 @@ def _entry_json(entry: FileEntry) -> dict[str, Any]:
 @click.option("--force", "-f", is_flag=True, help="Replace files that are there with other content.")
 @shows_errors
 def put(name: str, local_path: str, remote_path: str, force: bool) -> None:
-    """Put a file or all that a folder holds into a volume. REMOTE ends with "/" for a folder; default: the volume's root.
+    """Put a file or folder into a volume.
+
+    Where REMOTE ends with "/" (default: the volume's root) it goes there under its own name, else it is REMOTE: `put data images
+    /` makes /images/a.jpg, `put data images /pics` makes /pics/a.jpg. `images/` and `.` have no name: their content goes there.
 
     Repeated after an interruption, it sends only what the gateway does not have yet.
     """
+    remote_path = named_below(remote_path, local_path)
     with _Shown("put") as progress, _volume(name).batch_upload(force, progress=progress) as batch:
         if Path(local_path).is_dir():
             batch.put_directory(local_path, remote_path)
@@ -131,7 +136,7 @@ def put(name: str, local_path: str, remote_path: str, force: bool) -> None:
             batch.put_file(local_path, remote_path)
         report = batch.report
     for path in report.skipped:
-        err.print(f"left out, no file: {_plain(path)}", style="yellow", markup=False)
+        err.print(f"left out, no file: {plain(path)}", style="yellow", markup=False)
     same = f", {report.unchanged:,} of them were there" if report.unchanged else ""
     out.print(
         f"{_files(report.files)}, {size_text(report.size_bytes)}{same}; {name} has version {report.version}",
@@ -159,7 +164,7 @@ def get(name: str, remote_path: str, local_path: str, force: bool) -> None:
     with _Shown("get") as progress:
         report = found.download(remote_path, local_path, force=force, progress=progress)
     for path in report.skipped:
-        err.print(f"left out, a link that leads out of the folder: {_plain(path)}", style="yellow", markup=False)
+        err.print(f"left out, a link that leads out of the folder: {plain(path)}", style="yellow", markup=False)
     same = f", {report.unchanged:,} of them were there" if report.unchanged else ""
     out.print(f"{_files(report.files)}, {size_text(report.size_bytes)}{same}", markup=False)
 
@@ -213,9 +218,15 @@ def delete(name: str, yes: bool, used: bool) -> None:
         info = _volume(name).info()
         users = f", used by {', '.join(info.used_by)}" if info.used_by else ""
         what = f"volume {name} with {_files(info.files)}, {size_text(info.size_bytes)}{users}"
-        click.confirm(f"delete {_plain(what)}? It cannot be brought back.", abort=True, err=True)
+        click.confirm(f"delete {plain(what)}? It cannot be brought back.", abort=True, err=True)
     Volume.delete(name, used=used)
     out.print(f"deleted volume {name}", markup=False)
+
+
+def named_below(remote_path: str, local_path: str) -> str:
+    """Where a file or folder goes: as Modal's commands have it."""
+    name = os.path.basename(local_path)  # noqa: PTH119  # of "images/" it is empty, of a Path not
+    return remote_path + name if remote_path.endswith("/") and name not in (".", "..") else remote_path
 
 
 class _Shown:
@@ -256,6 +267,6 @@ def _files(count: int) -> str:
     return f"{count:,} file{'s' * (count != 1)}"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """A name without what a terminal would obey, or what would turn its direction."""
     return text.translate(_CONTROLS)

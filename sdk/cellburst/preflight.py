@@ -11,10 +11,12 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from cellburst_protocol.modal_lines import line_values
 from cellburst_protocol.notebooks import CodeCell, code_cells
+from cellburst_protocol.resources import Resources
 
 NETWORK_MODULES = frozenset(
     """requests httpx urllib3 aiohttp boto3 s3fs gcsfs psycopg psycopg2 pymysql pymongo redis paramiko smtplib ftplib websockets
@@ -42,7 +44,9 @@ class Finding:
 @dataclass(frozen=True)
 class Surroundings:
     """Where the run will be. `shown(path)`: whether the run sees that path of this machine. `modules`: top-level names beside the
-    notebook that go with it; `known(module)`: whether the environment has it. `variables` are those that the run will have."""
+    notebook that go with it; `known(module)`: whether the environment has it. `variables` are those that the run will have.
+
+    `own_machines`: `%%modal` cells have sessions of their own, with `cell_variables`; else all cells share the run's session."""
 
     folder: str
     shown: Callable[[str], bool]
@@ -51,13 +55,24 @@ class Surroundings:
     variables: frozenset[str]
     network: str
     gpu: str = ""
+    own_machines: bool = False
+    cell_variables: frozenset[str] = frozenset()
+
+    def of(self, cell: CodeCell) -> Surroundings:
+        """What a cell has around it."""
+        if cell.asked is None or not self.own_machines:
+            return self
+        network = line_values(cell.asked).get("network", Resources().network)
+        return replace(self, variables=self.cell_variables, network=network)
 
 
 def preflight(notebook: Mapping[str, Any], around: Surroundings) -> list[Finding]:
     """All findings, in the order of the cells."""
     cells = code_cells(notebook)
     found: list[Finding] = [*_mixed(cells, around)]
+    everywhere = around
     for cell in cells:
+        around = everywhere.of(cell)
         tree = _tree(cell.code)
         if tree is None:
             if not cell.code.lstrip().startswith("%%"):
@@ -77,8 +92,16 @@ def preflight(notebook: Mapping[str, Any], around: Surroundings) -> list[Finding
 
 
 def _mixed(cells: list[CodeCell], around: Surroundings) -> Iterator[Finding]:
-    """`%%modal` cells among plain ones: a run has one session for all of them."""
+    """`%%modal` cells among plain ones: on machines of their own, or in one session with all others."""
     remote = [cell for cell in cells if cell.asked is not None]
+    if around.own_machines:
+        both = [cell for cell in remote if around.gpu and _gpu(cell.asked or "") == around.gpu]
+        if both:
+            yield Finding(
+                "hint", 0, f"cell {both[0].number} asks for gpu={around.gpu} of its own, beside what the run's plain cells"
+                " hold: two are needed at once (leave --gpu out, or --modal-cells same)",
+            )  # fmt: skip
+        return
     plain = [cell for cell in cells if cell.asked is None]
     if remote and plain:
         numbers = ", ".join(str(cell.number) for cell in remote[:10])
@@ -95,8 +118,7 @@ def _mixed(cells: list[CodeCell], around: Surroundings) -> Iterator[Finding]:
 
 
 def _gpu(line: str) -> str:
-    found = re.search(r"(?:^|\s)(?:--)?gpu[= ](\S+)", line)
-    return found[1].strip("'\"") if found is not None else ""
+    return line_values(line).get("gpu", "")
 
 
 def _tree(code: str) -> ast.Module | None:

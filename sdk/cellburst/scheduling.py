@@ -9,7 +9,6 @@ import difflib
 import importlib.util
 import json
 import os
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -17,9 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 from zoneinfo import ZoneInfo, available_timezones
 
+import msgspec
+
 from cellburst_protocol import notebooks
 from cellburst_protocol.errors import ErrorCode, error, from_info
 from cellburst_protocol.messages import MirrorSpec, PutSchedule, ScheduleInfo
+from cellburst_protocol.modal_lines import asked_beside, line_values, notebook_uses
 from cellburst_protocol.peer import Peer
 from cellburst_protocol.resources import (
     Resources,
@@ -29,7 +31,7 @@ from cellburst_protocol.resources import (
     parse_seconds,
     parse_usd,
 )
-from cellburst_protocol.schedules import Notify, Parameter, ScheduleSpec, When, near_timezone
+from cellburst_protocol.schedules import MAX_MISSED_WINDOW_SECONDS, Notify, Parameter, ScheduleSpec, When, near_timezone
 from cellburst_protocol.volume_mounts import parse_volumes
 
 from .blobs import BlobClient
@@ -38,6 +40,7 @@ from .schedule_freeze import Frozen, freeze, read_notebook
 
 LONGEST_SECONDS = 366 * 86400.0
 LONGEST_RUN_SECONDS = 30 * 86400.0
+OUR_PACKAGE = "cellburst"
 PUT_SECONDS = 300.0  # a folder of the stated size is copied and checked meanwhile
 
 
@@ -67,6 +70,7 @@ class Asked:
     keep_days: float = 30.0
     notify: Sequence[str] = ()
     folder: bool = True
+    modal_cells: str = "own"
 
 
 @dataclass
@@ -91,24 +95,48 @@ def draft(path: Path, image: MirrorSpec, asked: Asked, data: bytes | None = None
             next="write a cell and save the notebook",
         )
     notes: list[str] = []
-    resources, gpu = _resources(cells, asked, notes)
+    asked = _machine_of(cells, asked, image, notes)
     notebooks.check_parameters(notebook, asked.parameters)
     frozen = freeze(path, image.notebook_mode if asked.folder else "none", data=data)
     notes += _left_out(frozen)
-    secrets = [name.strip() for name in asked.secrets.split(",") if name.strip()]
-    spec = ScheduleSpec(
-        name=asked.name or path.stem, notebook=str(path), when=when_of(asked), notebook_hash=frozen.hash,
-        notebook_size_bytes=len(data), files=frozen.files, resources=resources, image=image, secrets=secrets,
+    plain = msgspec.structs.replace(
+        spec_of(asked, path), notebook_hash=frozen.hash, notebook_size_bytes=len(data), files=frozen.files, image=image
+    )
+    spec = with_cells(plain, notebook)
+    findings = preflight(notebook, _surroundings(frozen, spec, asked.gpu))
+    return Draft(spec, frozen, findings, notes)
+
+
+def with_cells(spec: ScheduleSpec, notebook: Mapping[str, Any]) -> ScheduleSpec:
+    """With the names of what its `%%modal` cells ask for beside the run's own session."""
+    secrets: list[str] = []
+    volumes: list[str] = []
+    if spec.modal_cells == "own":
+        lines = [cell.asked for cell in notebooks.code_cells(notebook) if cell.asked is not None]
+        secrets, volumes = asked_beside(lines, notebook_uses(notebook))
+    return msgspec.structs.replace(spec, cell_secrets=secrets, cell_volumes=volumes)
+
+
+def spec_of(asked: Asked, path: Path) -> ScheduleSpec:
+    """What was asked for, without anything frozen. Raises RequestError (BAD_ARGUMENT)."""
+    return ScheduleSpec(
+        name=asked.name or path.stem, notebook=str(path), when=when_of(asked), resources=_resources(asked),
+        with_folder=asked.folder, modal_cells=_one_of(asked.modal_cells, "modal_cells", ("own", "same")),
+        secrets=[name.strip() for name in asked.secrets.split(",") if name.strip()],
         volumes=list(parse_volumes(asked.volumes)) if asked.volumes else [], parameters=dict(asked.parameters),
         timeout_seconds=parse_seconds(asked.timeout, "timeout", LONGEST_RUN_SECONDS) if asked.timeout else None,
         retries=asked.retries, budget_usd=parse_usd(asked.budget) if asked.budget else None,
         overlap=_one_of(asked.overlap, "overlap", ("skip", "queue", "replace")),
         missed=_one_of(asked.missed, "missed", ("skip", "latest", "all")),
-        missed_window_seconds=parse_seconds(asked.missed_window, "missed_window", 7 * 86400.0) if asked.missed_window else 600.0,
+        missed_window_seconds=_window(asked.missed_window),
         keep_runs=asked.keep_runs, keep_days=asked.keep_days, notify=[notify_of(text) for text in asked.notify],
     )  # fmt: skip
-    findings = preflight(notebook, _surroundings(frozen, image, resources, gpu, secrets))
-    return Draft(spec, frozen, findings, notes)
+
+
+def _window(text: str) -> float:
+    if text.strip() in ("", "0", "0s"):
+        return 0.0 if text.strip() else 600.0
+    return parse_seconds(text, "missed_window", MAX_MISSED_WINDOW_SECONDS)
 
 
 async def send(
@@ -216,43 +244,34 @@ def _one_of(text: str, key: str, allowed: tuple[Any, ...]) -> Any:
     return text
 
 
-def _resources(cells: Sequence[notebooks.CodeCell], asked: Asked, notes: list[str]) -> tuple[Resources, str]:
-    """The run's, and its gpu as text: what was asked for, else what the first `%%modal` line asks for."""
-    if not (asked.gpu or asked.memory or asked.cpu or asked.network):
-        first = next((cell for cell in cells if cell.asked), None)
-        if first is not None:
-            asked = _of_line(first.asked or "", asked)
-            if asked.gpu or asked.memory or asked.cpu or asked.network:
-                notes.append(f"the run gets what cell {first.number} asks for: %%modal {first.asked}")
+def _machine_of(cells: Sequence[notebooks.CodeCell], asked: Asked, image: MirrorSpec, notes: list[str]) -> Asked:
+    """With what the run's own session has: what was asked for; and where all cells share it, else what the first `%%modal`
+    line asks for."""
+    first = next((cell for cell in cells if cell.asked is not None), None)
+    if first is None:
+        return asked
+    if asked.modal_cells == "own" and image.packages and OUR_PACKAGE not in image.packages:
+        notes.append(
+            f"{image.executable} has no {OUR_PACKAGE}: %%modal cells run in the run's own session, not on machines of their own"
+            f" (pip install {OUR_PACKAGE} there, and schedule it again)"
+        )
+        asked = replace(asked, modal_cells="same")
+    if asked.modal_cells == "own" or asked.gpu or asked.memory or asked.cpu or asked.network:
+        return asked
+    values = line_values(first.asked or "")
+    found = {key: values[key] for key in ("gpu", "memory", "cpu", "network") if key in values}
+    if found:
+        notes.append(f"the run gets what cell {first.number} asks for: %%modal {first.asked}")
+    return replace(asked, **found)  # type: ignore[arg-type]  # these four are text
+
+
+def _resources(asked: Asked) -> Resources:
     resources = Resources()
-    resources = Resources(
+    return Resources(
         gpus=parse_gpus(asked.gpu) if asked.gpu else (), cpu=parse_cpu(asked.cpu) if asked.cpu else resources.cpu,
         memory_mib=parse_memory_mib(asked.memory) if asked.memory else resources.memory_mib,
         network=_one_of(asked.network, "network", ("outbound", "none")) if asked.network else resources.network,
     )  # fmt: skip
-    return resources, asked.gpu
-
-
-def _of_line(line: str, asked: Asked) -> Asked:
-    """What a `%%modal` line asks for of a machine; what cannot be read is left out."""
-    try:
-        words = shlex.split(line)
-    except ValueError:
-        return asked
-    found: dict[str, str] = {}
-    for number, word in enumerate(words):
-        key, equals, value = word.removeprefix("--").partition("=")
-        if not equals and word.startswith("--") and number + 1 < len(words):
-            value = words[number + 1]
-        if key in ("gpu", "memory", "cpu", "network") and value:
-            found[key] = value
-    return replace(
-        asked,
-        gpu=found.get("gpu", ""),
-        memory=found.get("memory", ""),
-        cpu=found.get("cpu", ""),
-        network=found.get("network", ""),
-    )
 
 
 def _left_out(frozen: Frozen) -> list[str]:
@@ -264,9 +283,9 @@ def _left_out(frozen: Frozen) -> list[str]:
     return notes
 
 
-def _surroundings(
-    frozen: Frozen, image: MirrorSpec, resources: Resources, gpu: str, secrets: Sequence[str]
-) -> Surroundings:
+def _surroundings(frozen: Frozen, spec: ScheduleSpec, gpu: str) -> Surroundings:
+    image = spec.image
+    assert image is not None
     folder = str(frozen.path.parent)
     with_it = {file.path for file in frozen.files}
 
@@ -286,8 +305,9 @@ def _surroundings(
     modules = {path.partition("/")[0].removesuffix(".py") for path in with_it if path.endswith(".py")}
     variables = {"HOME", "PATH", "USER", "LANG", "PWD", "CUDA_VISIBLE_DEVICES", *image.environment}
     return Surroundings(
-        folder, shown, frozenset(modules), known, frozenset(variables) if not secrets else _Everything(variables),
-        resources.network, gpu,
+        folder, shown, frozenset(modules), known, frozenset(variables) if not spec.secrets else _Everything(variables),
+        spec.resources.network, gpu, own_machines=spec.modal_cells == "own",
+        cell_variables=frozenset(variables) if not spec.cell_secrets else _Everything(variables),
     )  # fmt: skip
 
 

@@ -144,6 +144,11 @@ class Secret:
         return self._name
 
     @property
+    def by_name(self) -> bool:
+        """Whether it is one that the gateway keeps by its name, and not one of values."""
+        return self._values is None
+
+    @property
     def use(self) -> str:
         """How a cell names it: `NAME` or `NAME:KEY`. Hydrate one of values first."""
         return str(SecretUse(self._name, self._required))

@@ -9,8 +9,6 @@
 Every blocking method has a twin: `await volume.listdir.aio("/")`. Each change is one commit: all of it or nothing, and a
 file that somebody else changed meanwhile is a `VolumeConflict`. In a container a volume is a folder; there `commit()` publishes
 what was written and `reload()` shows what others published.
-
-Over 400 lines: one class with all its methods; what they do is in `volume_put`, `volume_get` and `volume_files`.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -38,9 +36,11 @@ from cellburst_protocol.volumes import CommitVolume, CreateVolume, check_name, s
 from .both import both, both_context, both_iter, both_static
 from .endpoint import Endpoint
 from .volume_api import VolumeApi, raised
+from .volume_batch import Batch
 from .volume_files import FileEntry, FileEntryType, below, listing, missing, stored_path
-from .volume_get import Download, GetReport, Getter
-from .volume_put import Progress, PutReport, Putter, Silent, Upload, file_upload, scan
+from .volume_get import GetReport, Getter
+from .volume_places import places
+from .volume_put import Progress, PutReport, Putter, Silent
 
 KEEP_ALIVE_SECONDS = 60.0  # the gateway deletes an ephemeral volume for which nobody asked for ten minutes
 DOOR = "CELLBURST_VOLUME_DOOR"
@@ -181,7 +181,7 @@ class Volume:
             entries = below(self._api.files(id, prefix=wanted).entries, wanted)
             if not entries and wanted:
                 raise missing(remote_path)
-            root, downloads = _places(entries, wanted, local, os.fspath(local_path).endswith("/"))
+            root, downloads = places(entries, wanted, local, os.fspath(local_path).endswith("/"))
             getter = Getter(self._api, id, root, force=force, progress=progress or Silent(), stop=stop)
             return getter.run(downloads)
 
@@ -266,6 +266,11 @@ class Volume:
         """In a container: show what others published; the version then. Raises RequestError while files of it are open."""
         return await asyncio.to_thread(self._through_door, "reload")
 
+    async def mount(self, path: str) -> protocol.VolumeMount:
+        """As a container is told of it. Raises RequestError (NOT_FOUND)."""
+        row = await self._ask(lambda: self._api.row(self._resolved()))
+        return protocol.VolumeMount(volume=row.id, name=row.name, path=path, read_only=self._is_read_only)
+
     # -- parts -----------------------------------------------------------------------------------------------------
 
     def _through_door(self, op: str) -> int:
@@ -317,51 +322,6 @@ class Volume:
             raise error(
                 ErrorCode.FORBIDDEN, f"{self!r} is read-only", next="use the volume that `read_only()` was called on"
             )
-
-
-class Batch:
-    """What is to be put. Local files are looked at when they are named, and read at the end of the block."""
-
-    def __init__(self) -> None:
-        self.report = PutReport()
-        self._uploads: list[Upload] = []
-
-    def put_file(
-        self, local_file: str | os.PathLike[str] | BinaryIO, remote_path: str, mode: int | None = None
-    ) -> None:
-        """A file, by its path or open in binary mode (read from its beginning). A `remote_path` that ends with "/" is the folder
-        for it. Raises RequestError (NOT_FOUND, BAD_ARGUMENT)."""
-        if isinstance(local_file, str | os.PathLike):
-            local = os.fspath(local_file)
-            name = os.path.basename(local)  # noqa: PTH119
-            upload = file_upload(local, _named(remote_path, name), follow=True)
-        elif callable(getattr(local_file, "read", None)):
-            name = os.path.basename(str(getattr(local_file, "name", "")))  # noqa: PTH119
-            upload = Upload(stored_path(_named(remote_path, name)), source=local_file)
-        else:
-            raise error(
-                ErrorCode.BAD_ARGUMENT,
-                f"{shown(repr(local_file))} is no file",
-                allowed="a path, or a file opened with 'rb'",
-            )
-        if not upload.path:
-            raise error(ErrorCode.BAD_ARGUMENT, "a file needs a name in the volume", next='for example "/data/a.csv"')
-        upload.mode = mode
-        self._uploads.append(upload)
-
-    def put_directory(self, local_path: str | os.PathLike[str], remote_path: str, *, recursive: bool = True) -> None:
-        """All that a folder holds, under `remote_path`; without `recursive` its own files only. Links are stored as links."""
-        local, remote = Path(local_path), stored_path(remote_path)
-        if not local.is_dir():
-            raise error(ErrorCode.NOT_FOUND, f"there is no folder {shown(str(local))}", next="put_file() is for files")
-        depth = remote.count("/") + 1 if remote else 0
-        for upload in scan(local.resolve(), remote, self.report):
-            if recursive or (upload.path.count("/") == depth and upload.kind != "folder"):
-                self._uploads.append(upload)
-
-    def uploads(self) -> list[Upload]:
-        """All that was named."""
-        return list(self._uploads)
 
 
 def _inside() -> str:
@@ -421,39 +381,6 @@ def _is_folder(entries: Sequence[protocol.FileEntry], path: str) -> bool:
 
 def _is_a_folder(path: str, hint: str) -> Exception:
     return error(ErrorCode.BAD_ARGUMENT, f"{shown(path)} is a folder", next=hint)
-
-
-def _named(remote: str, name: str) -> str:
-    return remote + name if remote.endswith("/") else remote
-
-
-def _places(
-    entries: Sequence[protocol.FileEntry], wanted: str, local: Path, named_as_folder: bool
-) -> tuple[Path, list[Download]]:
-    """The folder to write below, and what goes where in it."""
-    is_file = len(entries) == 1 and entries[0].path == wanted and entries[0].kind != "folder"
-    name = wanted.rpartition("/")[2]
-    if is_file and not (local.is_dir() or named_as_folder):
-        _make(local.parent)
-        return local.parent, [Download(entries[0], local.name)]
-    _make(local)
-    if is_file:
-        return local, [Download(entries[0], name)]
-    inside = f"{wanted}/" if wanted else ""
-    downloads = []
-    for entry in entries:
-        rest = entry.path[len(inside) :] if entry.path != wanted else ""
-        path = "/".join(part for part in (name, rest) if part)
-        if path:
-            downloads.append(Download(entry, path))
-    return local, downloads
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as why:
-        raise error(ErrorCode.BAD_ARGUMENT, f"{shown(str(folder))} cannot be made: {why.strerror}") from None
 
 
 __all__ = ["Batch", "FileEntry", "FileEntryType", "Volume", "VolumeInfo"]

@@ -13,7 +13,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -43,6 +43,7 @@ from .http_connection import connection
 
 HASHES_PER_REQUEST = 100_000
 SMALL_CHUNKS_PER_PACK = 2000
+PIECE_BYTES = 1024**2  # of a stream
 T = TypeVar("T")
 
 
@@ -173,6 +174,35 @@ class VolumeApi:
         except OSError as why:
             raise _down(why) from None
 
+    def stream(
+        self,
+        verb: str,
+        path: str,
+        body: BinaryIO | None = None,
+        moved: Callable[[int], object] = lambda size_bytes: None,
+    ) -> Iterator[bytes]:
+        """One request with a body of any length, read from its file as it goes; the answer in pieces. `moved` is told what was
+        read. Raises CellburstError: the gateway's own, GATEWAY_DOWN. Nothing is tried again: a body is read once."""
+        self.request("GET", "/nfs")  # finds the gateway anew where it was started again
+        endpoint = self._where()
+        dialled = connection(endpoint)
+        try:
+            headers = {"Authorization": f"Bearer {endpoint.token}"}
+            try:
+                pieces = _pieces(body, moved) if body is not None else None
+                dialled.request(verb, path, body=pieces, headers=headers, encode_chunked=True)
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # refused before the body was read: the answer says why
+            with contextlib.closing(dialled.getresponse()) as response:
+                if response.status >= 400:
+                    raise _refusal(response.status, response.read())
+                while piece := response.read(PIECE_BYTES):
+                    yield piece
+        except (OSError, http.client.HTTPException) as why:
+            raise _down(why if isinstance(why, OSError) else ConnectionError("the answer was cut off")) from None
+        finally:
+            dialled.close()
+
     def _request(self, endpoint: Endpoint, verb: str, path: str, body: bytes | None) -> bytes:
         dialled = connection(endpoint)
         try:
@@ -204,6 +234,12 @@ class VolumeApi:
         if self._endpoint is None:
             self._endpoint = self._source()
         return self._endpoint
+
+
+def _pieces(body: BinaryIO, moved: Callable[[int], object]) -> Iterator[bytes]:
+    while piece := body.read(PIECE_BYTES):
+        yield piece
+        moved(len(piece))
 
 
 _encode = msgspec.json.Encoder().encode

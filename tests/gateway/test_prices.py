@@ -74,6 +74,29 @@ def test_the_operators_prices_go_over_the_shipped_ones(operator: Path) -> None:
     assert "no price" not in table.rate(["MY-CARD"], 4, 0).note
 
 
+def test_a_kept_machine_is_priced_beside_the_gpu_with_its_source_and_date(operator: Path) -> None:
+    assert {"A100-80GB", "H100", "B200"} <= set(SHIPPED.reserved) and "T4" not in SHIPPED.reserved
+    assert all(price.as_of and price.source and price.usd_per_second > 0 for price in SHIPPED.reserved.values())
+    operator.write_text(
+        '[gpu.T4.reserved]\nusd_per_hour = "0.36"\nsource = "our contract"\n'
+        '[gpu.H100]\nusd_per_second = "0.001"\n[gpu.H100.reserved]\nusd_per_hour = 3.6\n'
+    )
+    table = PriceTable.load(operator)
+    assert table.reserved["T4"].usd_per_second == Decimal("0.0001") and table.reserved["T4"].source == "our contract"
+    assert table.gpus["T4"] == SHIPPED.gpus["T4"]
+    assert (table.gpus["H100"].usd_per_second, table.reserved["H100"].usd_per_second) == (
+        Decimal("0.001"),
+        Decimal("0.001"),
+    )
+    assert table.reserved["B200"] == SHIPPED.reserved["B200"]
+
+
+def test_a_kept_machine_without_a_price_is_refused_with_its_line(operator: Path) -> None:
+    assert "line 3: unknown key" in wrong(operator, "[gpu.T4.reserved]\nusd_per_hour = 1\nx = 1\n")
+    assert "gpu.T4.reserved" in wrong(operator, '[gpu.T4.reserved]\nas_of = "2026-01-01"\n')
+    assert "reserved" in wrong(operator, "[gpu.T4.reserved.reserved]\nusd_per_hour = 1\n")
+
+
 def test_own_hardware_costs_its_years_and_its_power(operator: Path) -> None:
     operator.write_text('[gpu.RTX-4090.own]\nprice_usd = 1900\nyears = 4\npower_watts = 450\nusd_per_kwh = "0.32"\n')
     price = PriceTable.load(operator).gpus["RTX-4090"]

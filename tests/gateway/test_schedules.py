@@ -418,12 +418,12 @@ async def test_a_run_whose_session_is_gone_is_lost_and_not_run_again(
     await place.until(lambda: any(c.running for c in worker.containers.values()))
     hub.stopping = True  # as at a shutdown, so that the driver's last word is not recorded
     driver = next(iter(hub.schedules._live.values())).driver
-    assert driver is not None and driver._session is not None
+    assert driver is not None and driver._calls is not None
     tasks = [task for task in hub._tasks if "_drive" in repr(task.get_coro())]
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    hub.sessions.end(driver._session, EndReason.SHUTDOWN)
+    hub.sessions.end(driver._calls.session, EndReason.SHUTDOWN)
     house, client = await again(place)
     await house.worker(name="other")
     row = await client.until(run)

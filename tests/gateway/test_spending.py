@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from decimal import Decimal
 
@@ -11,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellburst_gateway.containers import ContainerDetail
-from cellburst_gateway.spending import HOUR_SECONDS, by_hour
+from cellburst_gateway.prices import PriceTable
+from cellburst_gateway.spending import HOUR_SECONDS, by_hour, reserved
 from cellburst_gateway.store import Store
 from cellburst_gateway.store_rows import Owner
 from cellburst_gateway.store_spending import SpentLease
 from cellburst_protocol.messages import ContainerInfo, GpuShown
 from cellburst_protocol.resources import Resources
-from cellburst_protocol.states import EndReason
+from cellburst_protocol.states import CallState, EndReason
 from tests.gateway.postgres import pg_cluster, record_url  # noqa: F401  fixtures
 
 ANN, BOB = Owner("lab", "ann"), Owner("other", "bob")
@@ -95,3 +97,83 @@ def test_leases_of_a_span_come_newest_first_and_only_the_workspaces_own(store: S
     ended = store.leases_since("lab", 0, limit=10)[1]
     assert (ended.billed_seconds, ended.closed, ended.notebook, ended.usd_per_second) == (4.0, 25, "n.ipynb", RATE)
     assert [one.lease for one in store.leases_since("other", 0, limit=10)] == ["l2"]
+
+
+# -- idle ------------------------------------------------------------------------------------------------------------
+
+
+def idle_of(lease: SpentLease, code: list[tuple[float, float]], **more: float) -> list[tuple[int, float]]:
+    rows = by_hour([lease], 0, {"c": code}, **more)
+    return [(row.hour_unix_seconds, row.idle_seconds) for row in rows]
+
+
+def held(opened: float, ready: float, seconds: float) -> SpentLease:
+    return SpentLease("l", "s", "a.ipynb", detail("T4"), RATE, "", opened, None, seconds, "c", ready)
+
+
+def test_idle_is_what_neither_the_start_nor_code_took() -> None:
+    lease = held(3000, 3100, 5000)
+    assert idle_of(lease, []) == [(0, 500.0), (3600, 3600.0), (7200, 800.0)]
+    code = [(3200.0, 3300.0), (3250.0, 3500.0), (7000.0, math.inf)]
+    assert idle_of(lease, code) == [(0, 200.0), (3600, 3400.0), (7200, 0.0)]
+    assert idle_of(lease, [(0.0, 10.0), (9000.0, 9999.0)]) == idle_of(lease, [])
+
+
+def test_a_container_that_was_never_ready_is_not_idle_nor_is_what_nobody_knows() -> None:
+    assert [row.idle_usd for row in by_hour([lease(0, 100, "T4")], 0, {})] == ["0"]
+    assert idle_of(held(0, 10, 100), [], known_from=70) == [(0, 30.0)]
+
+
+@given(
+    st.integers(0, 10_000), st.integers(0, 500), st.integers(1, 20_000),
+    st.lists(st.tuples(st.integers(0, 40_000), st.integers(0, 5_000)), max_size=6),
+)  # fmt: skip
+def test_idle_is_never_more_than_all_and_agrees_with_counting(
+    opened: int, start: int, seconds: int, parts: list[tuple[int, int]]
+) -> None:
+    one = held(opened, opened + start, seconds)
+    code = [(float(a), float(a + b)) for a, b in sorted(parts)]
+    rows = by_hour([one], 0, {"c": code})
+    counted = sum(1 for t in range(opened + start, opened + seconds) if not any(a <= t < b for a, b in code))
+    assert sum(row.idle_seconds for row in rows) == pytest.approx(counted)
+    assert sum(Decimal(row.idle_usd) for row in rows) == counted * RATE
+    assert all(row.idle_seconds <= row.seconds for row in rows)
+
+
+def test_code_of_a_span_is_the_workspaces_own_newest_first(store: Store) -> None:
+    for owner in (ANN, BOB):
+        store.ensure_workspace(owner, now=1)
+        store.create_session(f"s-{owner.principal}", owner, notebook="n", name="default", kernel_id="k", now=1)
+    for name, owner, started, ended in [("a", ANN, 10, 20), ("b", ANN, 30, 0), ("o", BOB, 31, 32), ("w", ANN, 0, 0)]:
+        store.record_call(
+            name, owner, session=f"s-{owner.principal}", now=5, state=CallState.SENT, container=f"c{name}"
+        )
+        if started:
+            store.move_call(name, CallState.RUNNING, now=started)
+        if ended:
+            store.end_call(name, EndReason.DONE, now=ended)
+    assert store.code_since("lab", 0, limit=9) == [("cb", 30, None), ("ca", 10, 20)]
+    assert store.code_since("lab", 25, limit=9) == [("cb", 30, None)]
+    assert store.code_since("lab", 0, limit=1) == [("cb", 30, None)]
+
+
+# -- budget and kept machines ----------------------------------------------------------------------------------------
+
+
+def test_a_budget_is_the_workspaces_own_and_goes_when_it_is_taken_away(store: Store) -> None:
+    for owner in (ANN, BOB):
+        store.ensure_workspace(owner, now=1)
+    assert store.budget("lab") == ""
+    store.set_budget(ANN, "50", now=2)
+    store.set_budget(ANN, "75.5", now=3)
+    assert (store.budget("lab"), store.budget("other")) == ("75.5", "")
+    store.set_budget(ANN, "", now=4)
+    assert store.budget("lab") == ""
+
+
+def test_kept_machines_are_named_only_where_a_price_is_known() -> None:
+    rows = by_hour([lease(0, 10, "H100", "H100"), lease(0, 10, "T4"), lease(0, 10)], 0)
+    found = reserved(rows, PriceTable.load())
+    assert [(one.gpu, one.usd_per_hour, one.as_of, one.source) for one in found] == [
+        ("H100", "3.49", "2026-10-07", "runpod.io pods")
+    ]

@@ -44,10 +44,11 @@ def commit(
     key: str = "",
     by: str = "ann",
     last: bool = False,
+    now: float = 9.0,
 ) -> VolumeCommitted:
     key = key or f"{by} {base} {[(e.path, e.chunks) for e in changes]} {delete}"
     asked = CommitVolume(base=base, key=key, by=by, changes=list(changes), deleted=list(delete), last_write_wins=last)
-    return store.commit_volume("lab", "v-1", "ann", asked, now=9.0)[1]
+    return store.commit_volume("lab", "v-1", "ann", asked, now=now)[1]
 
 
 def paths(store: Store, since: int = 0, prefix: str = "") -> list[str]:
@@ -103,7 +104,7 @@ def test_the_same_key_is_the_same_commit(store: Store, volume: str) -> None:
     assert commit(store, 0, file("a"), key="k") == first
     assert store.get_volume("lab", volume).version == 2
     assert store.drop_old_commits(before=9.0) == 0
-    assert store.drop_old_commits(before=9.1) == 2
+    assert store.drop_old_commits(before=9.1) == 1  # the newest stays
     refused(ErrorCode.VOLUME_CONFLICT, commit, store, 0, file("a", 3), key="k")
 
 
@@ -232,3 +233,21 @@ def test_no_update_is_lost_in_silence(drawn: list[tuple[int, str, str, int]]) ->
                 assert store.get_volume("lab", "v-1").files == len(live)
         finally:
             store.close()
+
+
+def test_what_was_deleted_long_ago_is_forgotten_and_who_asks_since_before_gets_all(store: Store, volume: str) -> None:
+    commit(store, 0, file("a"), file("b"), file("c"), now=10.0)
+    commit(store, 1, delete=("a",), now=20.0)
+    commit(store, 2, delete=("b",), now=30.0)
+    commit(store, 3, file("d"), now=40.0)
+    assert paths(store, since=1) == ["-a", "-b", "d"] and store.volume_horizon(volume) == 1
+    assert store.drop_old_commits(before=25.0) == 1
+    # What may still be asked for is known: since version 2, of which the newest old commit is.
+    assert store.volume_horizon(volume) == 2 and paths(store, since=2) == ["-b", "d"] and paths(store) == ["c", "d"]
+    assert paths(store, since=1) == ["-b", "d"]  # lacks a: the gateway does not ask so, but for all
+    assert store.drop_old_commits(before=25.0) == 0 and store.volume_horizon(volume) == 2
+    assert store.drop_old_commits(before=1000.0) == 2
+    assert store.volume_horizon(volume) == 4 and paths(store, since=3) == ["d"] and paths(store) == ["c", "d"]
+    # A path that was deleted can be written again, from a version of then too.
+    assert commit(store, 1, file("a", 9), now=1001.0).version == 5
+    assert paths(store, since=4) == ["a"]

@@ -141,7 +141,7 @@ def test_outputs_magics_and_errors_are_as_by_hand(place: House, tmp_path: Path) 
         "print('never')",
     )
     (path.parent / "helper.py").write_text("word = 'from the folder'\n")
-    said = command(place, "create", str(path), "--every", "1d", "--gpu", "A100")
+    said = command(place, "create", str(path), "--every", "1d", "--gpu", "A100", "--modal-cells", "same")
     assert "cells 2 are %%modal cells" in said
     row = run(place, "made")
     assert row.reason is RunReason.RAISED and row.cell == 7 and "from the folder" in str(row.error), row

@@ -40,6 +40,18 @@ def test_lines_of_the_notebook_s_own_kernel_are_comments(text: str, code: str, a
     assert (made, found) == (code, asked) and bool(notes) == ("pass  #" in code)
 
 
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("%%modal gpu=A100\nx = 1", "%%modal gpu=A100\nx = 1"), ("x = 1\n%modal get a", "x = 1\n%modal get a"),
+        ("%modal status\nx", "pass  # %modal status\nx"), ("%modal getter\nx", "pass  # %modal getter\nx"),
+        ("%load_ext cellburst_jupyter", "pass  # %load_ext cellburst_jupyter"),
+    ],
+)  # fmt: skip
+def test_where_modal_works_its_cells_stay_as_they_are(text: str, code: str) -> None:
+    assert notebooks.made_ready(text, own_machines=True)[0] == code
+
+
 def test_code_cells_are_numbered_as_people_count() -> None:
     found = notebooks.code_cells(
         book(cell("# t", kind="markdown"), cell(["x = 1\n", "y = 2"]), cell("  \n"), cell("z", ["raises-exception"]))

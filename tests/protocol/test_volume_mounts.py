@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from cellburst_protocol.buckets import BucketSource
 from cellburst_protocol.errors import CellburstError, ErrorCode
 from cellburst_protocol.volume_mounts import MAX_VOLUMES, check_mounts, parse_volumes, same_mounts, text_of
 from cellburst_protocol.volumes import VolumeMount
@@ -37,3 +38,36 @@ def test_there_is_a_most_of_them() -> None:
     check_mounts(mounts[:-1])
     with pytest.raises(CellburstError, match="volumes in one"):
         check_mounts(mounts)
+
+
+def test_buckets_and_network_file_systems_of_a_line() -> None:
+    text = "/b:s3://training-data/a/b?secret=aws&endpoint=http://127.0.0.1:9000&ro&requester_pays,/d:data,/n:nfs://scratch?ro,/p:s3://open-data"
+    mounts = parse_volumes(text)
+    bucket, volume, shared, public = mounts
+    assert text_of(mounts) == text
+    assert bucket.bucket == BucketSource(
+        name="training-data", endpoint_url="http://127.0.0.1:9000", key_prefix="a/b", secret="aws", requester_pays=True
+    )
+    assert (bucket.kind, bucket.read_only, volume.kind) == ("bucket", True, "volume")
+    assert (shared.kind, shared.name, shared.read_only, public.bucket) == (
+        "shared", "nfs://scratch", True, BucketSource(name="open-data"),
+    )  # fmt: skip
+    # The same bucket in another way is another mount, and its folder's name is none that a volume could have.
+    assert not same_mounts(
+        [bucket], parse_volumes("/b:s3://training-data/a/b?secret=other&endpoint=http://127.0.0.1:9000&ro")
+    )
+    assert volume.folder_name == "data" and all(one.folder_name.startswith("_") for one in (bucket, shared, public))
+
+
+@pytest.mark.parametrize("text", [
+    "/b:s3://", "/b:s3://AB", "/b:s3://ab", "/b:s3://a..b.c", "/b:s3://abc/../x", "/b:s3://abc//x", "/b:s3://abc/a\x00b", "/b:s3://abc?what=1",
+    "/b:s3://abc?ro=yes", "/b:s3://abc?secret=<x>", "/b:s3://abc?endpoint=minio:9000", "/b:s3://abc?endpoint=http://u:p@h", "/usr/b:s3://abc",
+    "/b:s3://abc?endpoint=http://169.254.169.254", "/b:s3://abc?endpoint=http://[fe80::1]", "/b:s3://abc?endpoint=http://0.0.0.0", "/b:nfs://",
+    "/b:nfs://a/b", "/b:nfs://abc?rw", "/b:nfs://abc,/c:nfs://abc", "/b:s3://abc,/b/c:nfs://abc", "/b:s3://abc/" + "x" * 901,
+    "/b:s3://abc?endpoint=http://h:x",
+])  # fmt: skip
+def test_no_such_bucket_or_network_file_system(text: str) -> None:
+    with pytest.raises(CellburstError) as caught:
+        parse_volumes(text)
+    info = caught.value.info
+    assert info.code is ErrorCode.BAD_ARGUMENT and info.allowed and "u:p" not in info.text()
