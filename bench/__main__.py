@@ -7,14 +7,14 @@ import os
 import subprocess
 import sys
 
-from . import cells, gateway_load, images, schedules, snapshots, values, volumes
+from . import cells, gateway_load, images, panel, schedules, snapshots, values, volumes
 from .harness import House, house
 from .report import Figure, line, write_page
 
 BENCHES = [
     cells.warm_cell, cells.print_latency, cells.many_lines, cells.first_cell, values.gigabyte, values.interrupt_during_transfer,
-    snapshots.template_start, snapshots.torch_start, snapshots.many_restores, snapshots.park_and_resume, snapshots.two_templates_at_once, images.images,
-    volumes.volumes, gateway_load.two_hundred_sessions, schedules.schedules_at_once,
+    snapshots.template_start, snapshots.warm_start, snapshots.torch_start, snapshots.many_restores, snapshots.park_and_resume, snapshots.two_templates_at_once, images.images,
+    volumes.volumes, gateway_load.two_hundred_sessions, schedules.schedules_at_once, panel.panel,
 ]  # fmt: skip
 
 
@@ -47,6 +47,7 @@ def main() -> int:
                 gateway_load.two_hundred_sessions,
                 schedules.schedules_at_once,
                 images.images,
+                snapshots.template_start,
                 snapshots.many_restores,
                 snapshots.two_templates_at_once,
             ):

@@ -1,4 +1,5 @@
-"""A gigabyte into a volume and out of it, the same file again, and 10,000 small files; beside `cp` on the same disk."""
+"""A gigabyte into a volume, read in a container and out of it, the same file again, and 10,000 small files; beside `cp`, and a
+plain read, on the same disk."""
 
 from __future__ import annotations
 
@@ -9,9 +10,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
-from .harness import House
+from .harness import House, Kernel
 from .report import Figure
 
 BIG_BYTES = 1_000_000_000
@@ -40,11 +42,13 @@ def volumes(house: House) -> Iterator[Figure]:
     """Medians of rounds. The peer is `cp` of the same file on the same disk in the same round: on a disk that is slower than the
     target both say so."""
     with mock.patch.dict(os.environ, {**house.environment, "XDG_CACHE_HOME": str(house.folder / "cache")}):
-        yield from _figures(house.folder)
+        yield from _figures(house)
 
 
-def _figures(folder: Path) -> Iterator[Figure]:
+def _figures(house: House) -> Iterator[Figure]:
     from cellburst import Volume
+
+    folder = house.folder
 
     volume = Volume.from_name("bench", create_if_missing=True)
     volume.info()
@@ -80,9 +84,59 @@ def _figures(folder: Path) -> Iterator[Figure]:
         "max",
         ", ".join(f"{s:.2f}" for s in agains),
     )
-    source.unlink()
-    yield from _small(volume, folder)
-    Volume.delete("bench")
+    kernel = house.kernel()
+    try:
+        yield from _read_inside(kernel, source)
+        source.unlink()
+        yield from _small(volume, folder)
+        yield from _reload(kernel)
+        kernel.check("%modal stop")
+    finally:
+        kernel.close()
+    Volume.delete("bench", used=True)
+
+
+_READ = f"""
+import os, time
+def read(path):
+    start, size = time.perf_counter(), 0
+    with open(path, "rb", buffering=0) as file:
+        room = bytearray({BLOCK_BYTES})
+        while got := file.readinto(room):
+            size += got
+    return size / 1e6 / (time.perf_counter() - start)
+"""
+
+
+def _read_inside(kernel: Kernel, source: Path) -> Iterator[Figure]:
+    """The volume's file as code in a container reads it, by blocks, each round beside the same program outside."""
+    start = time.perf_counter()
+    kernel.check(f"%%modal cpu=2 volumes=/bench:bench\n{_READ}")
+    to_first_cell = time.perf_counter() - start
+    outside: dict[str, Any] = {}
+    exec(_READ, outside)  # the same program
+    rates, peers = [], []
+    for _ in range(ROUNDS):
+        rates.append(float(kernel.check("%%modal\nprint(read('/bench/big'))").text.split()[-1]))
+        peers.append(outside["read"](source))
+    yield Figure(
+        "volume: 1 GB file read in a container, median", statistics.median(rates), "MB/s", 200.0, "min",
+        f"rounds: {', '.join(f'{r:.0f}' for r in rates)}; outside: {', '.join(f'{r:.0f}' for r in peers)} MB/s; "
+        f"start with the volume to fetch: {to_first_cell:.1f} s",
+    )  # fmt: skip
+
+
+def _reload(kernel: Kernel) -> Iterator[Figure]:
+    """10,000 files that another program committed, from `reload()` until they are there."""
+    code = "import time\nfrom cellburst.volume_door import reload\nstart = time.perf_counter(); reload('bench')\n"
+    counted = "print(time.perf_counter() - start, sum(len(files) for _, _, files in os.walk('/bench/small')))"
+    seconds, files = kernel.check(f"%%modal\n{code}{counted}").text.split()[-2:]
+    if int(files) != SMALL_FILES:
+        raise RuntimeError(f"reload() showed {files} of {SMALL_FILES} files")
+    yield Figure(
+        "volume: 10,000 small files by reload() in a container", SMALL_FILES / float(seconds), "files/s", 1000.0, "min",
+        f"{float(seconds):.2f} s",
+    )  # fmt: skip
 
 
 def _small(volume: object, folder: Path) -> Iterator[Figure]:

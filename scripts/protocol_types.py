@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from cellburst_jupyter.server import transfers
+from cellburst_jupyter.server import schedule_form, transfers
 from cellburst_protocol import messages
 from cellburst_protocol.errors import ErrorInfo
 from cellburst_protocol.volumes import VolumeList
@@ -17,7 +17,9 @@ from cellburst_protocol.volumes import VolumeList
 TARGET = Path(__file__).resolve().parent.parent / "labextension" / "src" / "protocol.ts"
 ROOTS: list[Any] = [
     messages.Status, messages.CostReport, messages.Spending, messages.Logs, messages.SessionParked, messages.SecretList,
-    messages.ScheduleList, messages.RunList, VolumeList, transfers.FolderList, transfers.VolumeChange, ErrorInfo,
+    messages.RunList, messages.SchedulePreview, schedule_form.SchedulesShown, schedule_form.ScheduleShown,
+    schedule_form.LookAt, schedule_form.Looked, schedule_form.SaveSchedule, VolumeList, transfers.FolderList,
+    transfers.VolumeChange, ErrorInfo,
 ]  # fmt: skip
 PLAIN = {
     str: "string",

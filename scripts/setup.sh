@@ -59,6 +59,7 @@ fi
 
 if as_root; then
   apt_install iproute2 nftables e2fsprogs debian-archive-keyring || say "without them containers have no network of their own"
+  apt_install rclone fuse3 || say "without them buckets cannot be shown in containers"
   apt_install mmdebstrap skopeo umoci || say "without them images cannot be built here"
   if [ ! -x .tools/runsc ]; then
     say "runsc (gVisor) into .tools"

@@ -23,9 +23,9 @@ from .gateway_link import GatewayLink, http_url, link_url
 from .imports import Imports
 from .options import Options, folder_id, lock, machine_id, parse, private_folder, worker_name
 from .site import Site
+from .volume_desk import VolumeDesk
 from .volume_gateway import GatewayVolumes
 from .volume_outbox import Outbox
-from .volumes import VolumeDesk
 from .worker import Identity, Worker
 
 log = logging.getLogger(__name__)

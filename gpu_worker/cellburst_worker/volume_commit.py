@@ -317,6 +317,8 @@ class Writer:
     def _learn(self, news: VolumeFiles, mine: Iterable[FileEntry]) -> None:
         ours = {entry.path: entry for entry in mine}
         for entry in news.entries:
+            if news.whole and entry.version <= self.state.version:
+                continue  # it was there when this container looked
             if not self._ours(entry) and not (entry.path in ours and same_content(ours[entry.path], entry)):
                 self.state.foreign[entry.path] = entry
         self.state.version = max(self.state.version, news.version)

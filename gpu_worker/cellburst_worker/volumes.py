@@ -4,6 +4,8 @@ show():    list -> room -> fetch what is missing -> tree -> overlay, once per st
 running:   a commit every 5 s where something changed, and after each cell; `commit` and `reload` through the door
 park():    a commit, then the state is kept beside what was written: the store goes with the session
 finish():  the last commit, after the container's processes are gone
+
+Buckets and network file systems are shown beside them: see `volume_live`.
 """
 
 from __future__ import annotations
@@ -11,105 +13,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import threading
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
-
 from cellburst_protocol.errors import CellburstError, ErrorCode, error
-from cellburst_protocol.messages import Message, Notice, StartContainer, Welcome
-from cellburst_protocol.volumes import FileEntry, VolumeFiles, VolumeMount
+from cellburst_protocol.messages import Message, Notice, StartContainer
+from cellburst_protocol.volumes import VolumeFiles, VolumeMount
 from cellburst_runtime.engine_base import finish
 from cellburst_runtime.volume_mount import Place, VolumePlaces
-from cellburst_runtime.volume_tree import Owner, VolumeStore
 
 from .site import Prepared
 from .volume_commit import VolumeState, Writer
+from .volume_desk import VolumeDesk
 from .volume_door import Door
-from .volume_gateway import GatewayVolumes, fetch_files
-from .volume_outbox import Outbox
+from .volume_live import LiveMounts
+from .volume_state import read_state, renew, write_state
 
 COMMIT_SECONDS = 5.0
-DELIVER_SECONDS = 5.0  # until what could not be published is tried again
 SCAN_SHARE = 0.05  # of the time; who has a million files written is looked at less often
-TOLD_FROM_BYTES = 64 * 1024**2  # less is fetched before anyone has read the line
 STATE = "state.json"
 RELOADS = 3  # until what was written during a reload is in it
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class VolumeDesk:
-    """What the containers of one worker share. `parked`: whether a parked session is still kept here."""
-
-    store: VolumeStore
-    gateway: GatewayVolumes
-    outbox: Outbox
-    parked: Callable[[str], bool] = lambda id: True
-    _delivering: asyncio.Task[None] | None = None
-    _locks: defaultdict[tuple[str, Owner], asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
-
-    def welcomed(self, welcome: Welcome, shared: bool) -> None:
-        """A gateway is there; `shared`: on this machine."""
-        folder = str(getattr(welcome, "chunk_folder", ""))
-        self.gateway.chunk_folder = Path(folder) if shared and folder else None
-
-    async def newest(self, volume: str) -> VolumeFiles:
-        """What the volume has now. Raises the gateway's error (NOT_FOUND), PlatformError (UNAVAILABLE)."""
-        return await asyncio.to_thread(self._newest, volume)
-
-    async def tree(
-        self, asked: VolumeMount, files: VolumeFiles, owner: Owner, tell: Callable[[str], None]
-    ) -> Path:  # fmt: skip
-        """The tree of a version, with all its files here, pinned. Raises the error tree (DISK_FULL before anything is
-        fetched), OSError."""
-        async with self._locks[asked.volume, owner]:
-            missing = await asyncio.to_thread(self.store.missing, files.entries, owner)
-            if missing:
-                size = sum(entry.size_bytes for entry in missing)
-                await asyncio.to_thread(self.store.make_room, size, f"volume {asked.name}", self.parked)
-                if size >= TOLD_FROM_BYTES:
-                    tell(f"volume {asked.name}: {_size(size)} to fetch")
-                await self._fetch(missing, owner)
-            return await finish(asyncio.to_thread(self.store.tree, asked.volume, files, owner))
-
-    def deliver(self) -> None:
-        """Publish in the background what waits in the outbox. Called once a second while there is a gateway."""
-        if (self._delivering is None or self._delivering.done()) and self.outbox.waiting:
-            self._delivering = asyncio.create_task(self._deliver())
-
-    async def close(self) -> None:
-        """End what is under way."""
-        if self._delivering is not None:
-            await asyncio.gather(self._delivering, return_exceptions=True)
-
-    async def _deliver(self) -> None:
-        try:
-            await asyncio.to_thread(self.outbox.deliver)
-        except (CellburstError, OSError) as why:
-            log.warning("kept changes of volumes were not published", extra={"why": str(why)})
-        if self.outbox.waiting:
-            await asyncio.sleep(DELIVER_SECONDS)
-
-    async def _fetch(self, entries: Sequence[FileEntry], owner: Owner) -> None:
-        stop = threading.Event()
-        work = asyncio.ensure_future(
-            asyncio.to_thread(fetch_files, self.gateway, self.store, entries, owner, stop.is_set)
-        )
-        try:
-            await asyncio.shield(work)
-        except asyncio.CancelledError:
-            stop.set()
-            await asyncio.wait({work})
-            raise
-
-    def _newest(self, volume: str) -> VolumeFiles:
-        before = self.store.known(volume)
-        return self.store.learn(volume, before, self.gateway.files(volume, before.version))
 
 
 @dataclass
@@ -132,6 +58,7 @@ class ContainerVolumes:
         self._desk, self._request, self._emit, self._call = desk, request, emit, call
         self._places: VolumePlaces | None = None
         self._shown: dict[str, _Shown] = {}
+        self._live = LiveMounts(desk, request, self.tell)
         self._door = Door(self._answer)
         self._loop: asyncio.Task[None] | None = None
         self._wanted = asyncio.Event()
@@ -149,20 +76,23 @@ class ContainerVolumes:
         root, runner = places.links(self._request.volumes)
         await places.begin()
         for asked in self._request.volumes:
-            await self._show(places, asked)
+            if asked.kind == "volume":
+                await self._show(places, asked)
+            else:
+                await self._live.show(places, asked)
         await self._door.open(prepared.folder / "var" / "ctl")
         prepared.show_volumes(root, runner, f"{places.var}/ctl/{Door.NAME}")
         if not places.isolated:
             for asked in self._request.volumes:
-                self.tell(
-                    f"volume {asked.name} is at {places.path_in(asked)}: this engine cannot show it at {asked.path}"
-                )
-        if not places.overlay and any(asked.read_only for asked in self._request.volumes):
+                what = f"volume {asked.name}" if asked.kind == "volume" else asked.name
+                self.tell(f"{what} is at {places.path_in(asked)}: this engine cannot show it at {asked.path}")
+        if not places.overlay and any(v.read_only and v.kind == "volume" for v in self._request.volumes):
             self.tell("read-only volumes are copies here: what is written to them is not published, and not refused")
 
     async def clear(self) -> None:
         """The container that they were shown in is removed: another one comes, or none."""
         await self._door.close()
+        await self._live.close(flush=False)
         for one in self._shown.values():
             self._desk.store.unpin(one.place.tree)
         self._shown, self._places = {}, None
@@ -191,7 +121,7 @@ class ContainerVolumes:
             self._notices.append(text)
 
     async def _show(self, places: VolumePlaces, asked: VolumeMount) -> None:
-        state = _read_state(places.store_of(asked.volume) / STATE)
+        state = read_state(places.store_of(asked.volume) / STATE)
         tree: Path | None = None
         files = VolumeFiles(version=0)
         if state is not None:
@@ -341,7 +271,7 @@ class ContainerVolumes:
             raise error(ErrorCode.UNAVAILABLE, "the container is being put away")
         tree = await self._desk.tree(asked, files, places.owner, self._tell_fetch)
         if old.copies:
-            await asyncio.to_thread(_renew, one, files, places.owner, self._desk.store)
+            await asyncio.to_thread(renew, one.writer, old.merged, files, places.owner, self._desk.store)
             self._desk.store.unpin(old.tree)
             old.tree = tree
             return False
@@ -375,7 +305,7 @@ class ContainerVolumes:
             if one.place.copies or self._places is None:
                 continue
             target = self._places.store_of(one.asked.volume) / STATE
-            await asyncio.to_thread(_write_state, target, one.writer.state)
+            await asyncio.to_thread(write_state, target, one.writer.state)
         trees = [one.place.tree for one in self._shown.values() if not one.place.copies]
         if trees:
             await asyncio.to_thread(self._desk.store.keep_parked, parked, trees)
@@ -395,6 +325,7 @@ class ContainerVolumes:
             if not await self._commit_quietly(one, patient=False):
                 with contextlib.suppress(OSError, CellburstError):
                     await finish(asyncio.to_thread(self._desk.outbox.keep, one.writer))
+        await self._live.close(flush=True)
         for text in self._notices:
             self._emit(Notice(text=text, level="warning"), self._call())
         self._notices = []
@@ -405,50 +336,3 @@ class ContainerVolumes:
         if loop is not None:
             loop.cancel()
             await asyncio.gather(loop, return_exceptions=True)
-
-
-def _renew(one: _Shown, files: VolumeFiles, owner: Owner, store: VolumeStore) -> None:
-    """Copies: bring the folder to another version, where it differs."""
-    known, folder = one.writer.state.known, one.place.merged
-    now = {entry.path: entry for entry in files.entries}
-    for path in sorted(known.keys() - now.keys(), reverse=True):
-        target = folder / path
-        with contextlib.suppress(OSError):
-            target.rmdir() if target.is_dir() and not target.is_symlink() else target.unlink()
-    for path, entry in now.items():
-        if path in known and known[path].entry == entry:
-            continue
-        target = folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if entry.kind == "folder":
-            target.mkdir(exist_ok=True)
-        elif entry.kind == "link":
-            target.unlink(missing_ok=True)
-            target.symlink_to(entry.target)
-        else:
-            store.copy_file(entry, owner, target)
-    one.writer.state = VolumeState(version=files.version, shown_version=files.version)
-    one.writer.know_all(files.entries)
-
-
-def _read_state(path: Path) -> VolumeState | None:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=VolumeState)
-    except (OSError, msgspec.MsgspecError):
-        return None
-
-
-def _write_state(path: Path, state: VolumeState) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".new")
-    draft.write_bytes(msgspec.json.encode(state))
-    draft.replace(path)
-
-
-def _size(size_bytes: int) -> str:
-    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.0f} MB"
-
-
-def named(mounts: Sequence[VolumeMount]) -> str:
-    """Volumes in words, for logs."""
-    return ", ".join(f"{one.path}:{one.name}{':ro' if one.read_only else ''}" for one in mounts)

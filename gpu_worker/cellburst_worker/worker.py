@@ -33,9 +33,11 @@ from cellburst_protocol.messages import (
     Message,
     ParkContainer,
     PruneImages,
+    SendParked,
     Shutdown,
     StartContainer,
     StopContainer,
+    Waiting,
     Welcome,
 )
 from cellburst_protocol.peer import Peer, Stream
@@ -45,6 +47,7 @@ from cellburst_protocol.version import PROTOCOL_VERSION
 from .container import WorkerContainer
 from .images import ImageDesk
 from .leases import Lease, LeaseBook
+from .moved_names import send_out
 from .parking import parked_info
 from .site import Site
 from .templates import Templates, free_bytes
@@ -84,6 +87,7 @@ class Worker:
         self._templates = Templates(site)
         self._pool = WarmPool(site)
         self._images = ImageDesk(site, identity.name, self._image_users)
+        self._waiting = Waiting()
         self.shutdown_asked = asyncio.Event()
 
     # -- the link ----------------------------------------------------------------------------------------------------
@@ -107,6 +111,7 @@ class Worker:
     def joined(self, peer: Peer, welcome: Welcome, joined: Joined) -> None:
         """The link is up: open a stream for each container that is the gateway's, stop the others."""
         self._peer = peer
+        self._waiting = Waiting()
         self._grace_seconds = welcome.disconnect_grace_seconds
         self._heartbeat_seconds = welcome.heartbeat_seconds
         self._site.exchange.welcomed(welcome)
@@ -139,6 +144,11 @@ class Worker:
                 await self._park(message)
             case ForgetParked():
                 self._forget(message.parked)
+            case SendParked():
+                return await send_out(self._site, message.parked)
+            case Waiting():
+                self._waiting = message
+                self._keep_warm()  # what is in the way goes now
             case Interrupt():
                 for container in self._meant(message):
                     container.interrupt(message)
@@ -299,11 +309,11 @@ class Worker:
     def _keep_warm(self) -> None:
         if self.shutdown_asked.is_set() or not self._site.keeps_warm:
             return
-        # Requests that wait in the gateway's queue are not known here; the memory that leases hold is.
         at_rest = (ContainerState.READY, ContainerState.ENDED)
-        busy = any(c.state not in at_rest or c.parks for c in self.containers.values())
+        starting = any(c.state not in at_rest or c.parks for c in self.containers.values())
+        busy = starting or self._waiting.count > 0
         total, leased = self._inventory.memory_mib << 20, self._book.held_memory_mib << 20
-        self._pool.tick(Machine(total, leased, free_bytes(), busy))
+        self._pool.tick(Machine(total, leased, free_bytes(), busy, self._waiting.memory_mib << 20))
 
     def _check_grace(self) -> None:
         if self._peer is not None or not self.containers:

@@ -31,6 +31,12 @@ def load_ipython_extension(shell: Any) -> None:
         logging.getLogger(__name__).exception("cellburst could not be loaded into this kernel")
 
 
+def loaded(shell: Any) -> Any:
+    """What a shell's magics keep (a `Notebook`), or None where they are not loaded."""
+    found = _loaded.get(id(shell))
+    return found[0].notebook if found is not None else None
+
+
 def unload_ipython_extension(shell: Any) -> None:
     """Take everything back that loading did. Sessions go on; `%modal stop` ends them."""
     from .magics import unregister

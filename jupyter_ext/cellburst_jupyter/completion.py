@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from cellburst_protocol.errors import CellburstError
 from cellburst_protocol.resources import GPU_FAMILIES, GPU_TYPES
+from cellburst_protocol.volume_mounts import OPTIONS
 
 from .cell_image import image_names
+from .completion_names import NamesThere
 from .magic_line import FLAGS, KEYS, parse_cell_line
 
 if TYPE_CHECKING:
@@ -22,7 +24,20 @@ if TYPE_CHECKING:
     from .session import RemoteSession, SideKind
 
 ANSWER_SECONDS = 0.3
-SUBCOMMANDS = ("status", "stop", "restart", "park", "attach", "names", "logs", "cost", "get", "put", "schedule")
+SUBCOMMANDS = (
+    "status",
+    "stop",
+    "restart",
+    "park",
+    "resume",
+    "attach",
+    "names",
+    "logs",
+    "cost",
+    "get",
+    "put",
+    "schedule",
+)
 _CELL = re.compile(r"%%(?:modal|gpu)(?=\s|$)")
 _LINE = re.compile(r"\s*%(?:modal|gpu)\s+(\S*)$")
 
@@ -33,6 +48,7 @@ class Completion:
     def __init__(self, notebook: Notebook, kernel: Any) -> None:
         self._notebook = notebook
         self._kernel = kernel
+        self._there = NamesThere(notebook)
         self._local_complete: Callable[[str, int], Any] = kernel.do_complete
         self._local_inspect: Callable[..., Any] = kernel.do_inspect
 
@@ -74,7 +90,8 @@ class Completion:
         sessions = list(hub.sessions) if hub is not None else []
         fleet = list(hub.welcome.gpu_types) if hub is not None and hub.welcome is not None else []
         names = [name for name in self._notebook.shell.user_ns if not name.startswith("_")]
-        return complete_line(before, fleet, sessions, names, image_names(self._notebook.shell.user_ns))
+        images = image_names(self._notebook.shell.user_ns)
+        return complete_line(before, fleet, sessions, names, images, self._there.of)
 
     def _ask(self, kind: SideKind, code: str, cursor: int, **more: object) -> dict[str, Any] | None:
         """The container's answer with positions of this cell, or None if there is none in time."""
@@ -103,13 +120,21 @@ class Completion:
 
 
 def complete_line(
-    before: str, fleet: list[str], sessions: list[str], names: list[str], images: list[str] | None = None
+    before: str,
+    fleet: list[str],
+    sessions: list[str],
+    names: list[str],
+    images: list[str] | None = None,
+    there: Callable[[str], list[str]] = lambda key: [],
 ) -> tuple[list[str], int]:
-    """Completions of the magic's line up to the cursor, and where the completed part begins. Pure."""
+    """Completions of the magic's line up to the cursor, and where the completed part begins. `there` tells names of volumes and
+    secrets, and is asked only for them."""
     word = re.search(r"\S*$", before)[0]  # type: ignore[index]  # the pattern matches everything
     if before.startswith("%%") and " " not in before and "\t" not in before:
         return [], len(before)
-    key, equals, value = word.partition("=")
+    key, equals, value = word.removeprefix("--").partition("=")
+    if equals and key in ("volumes", "secrets"):
+        return _names_there(key, value, there(key), len(before))
     if equals:
         part = value.rpartition(",")[2] if key in ("gpu", "in", "out") else value
         return [
@@ -119,6 +144,20 @@ def complete_line(
     dashes = "--" if word.startswith("--") else ""
     keys = [k for k in KEYS if k not in used and k.startswith(word.removeprefix("--"))]
     return [f"{dashes}{k}" if k in FLAGS else f"{dashes}{k}=" for k in keys], len(before) - len(word)
+
+
+def _names_there(key: str, value: str, names: list[str], end: int) -> tuple[list[str], int]:
+    """`volumes=/data:NAME:ro,…` and `secrets=NAME,NAME:KEY`; the path of a volume is the user's own."""
+    part = value.rpartition(",")[2]
+    if key == "volumes":
+        _, colon, part = part.partition(":")
+        if not colon:
+            return [], end
+        if ":" in part:
+            option = part.rpartition(":")[2]
+            return [one for one in OPTIONS if one.startswith(option)], end - len(option)
+    given = set() if key == "volumes" else {one.partition(":")[0] for one in value.split(",")[:-1]}
+    return [name for name in names if name.startswith(part) and name not in given], end - len(part)
 
 
 def _values(key: str, fleet: list[str], sessions: list[str], names: list[str], images: list[str]) -> list[str]:

@@ -244,9 +244,10 @@ class Follower:
             for name in list(self.session.there) if started.names_lost else [lost.name for lost in started.lost]:
                 self.session.there.pop(name, None)
         self.names.container_started(started)
-        line = first_use_line(started.container, self.notebook.hub.embedded)
-        if line:
-            tell(line)
+        if self.notebook.place is None:  # else a run of its own, which nobody uses for the first time
+            line = first_use_line(started.container, self.notebook.hub.embedded)
+            if line:
+                tell(line)
 
     def _link(self, up: bool) -> None:
         if up and self._told_down:

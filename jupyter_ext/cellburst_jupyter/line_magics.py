@@ -1,4 +1,4 @@
-"""`%modal status|stop|restart|park|attach|names|logs|cost|get [FILE]|put FILE|schedule … [session=NAME]`."""
+"""`%modal status|stop|restart|park|resume|attach|names|logs|cost|get [FILE]|put FILE|schedule … [session=NAME]`."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ def run_line(notebook: Notebook, line: str) -> None:
     """Run one `%modal` line. Raises CellburstError."""
     options = parse_line(line)
     commands: dict[str, Callable[[Notebook, LineOptions], None]] = {
-        "status": _status, "stop": _stop, "restart": _restart, "park": _park, "attach": _attach, "names": _names, "logs": _logs,
-        "cost": _cost, "get": _get, "put": _put, "schedule": _schedule,
+        "status": _status, "stop": _stop, "restart": _restart, "park": _park, "resume": _resume, "attach": _attach,
+        "names": _names, "logs": _logs, "cost": _cost, "get": _get, "put": _put, "schedule": _schedule,
     }  # fmt: skip
     commands[options.command](notebook, options)
 
@@ -166,6 +166,22 @@ def _park(notebook: Notebook, options: LineOptions) -> None:
     assert isinstance(answer, SessionParked)
     for line in park_lines(answer):
         tell(line)
+
+
+def _resume(notebook: Notebook, options: LineOptions) -> None:
+    """Bring a parked session back without a cell of one's own: one that does nothing is run in it."""
+    from .attach import attach
+    from .cell import run_cell
+    from .magic_line import parse_cell_line
+
+    row = _find(notebook, options.session)
+    if row.parked is None or row.container is not None:
+        tell(f"session {options.session!r} is not parked: it is {row.state.value}")
+        return
+    if row.kernel_id != KERNEL_ID:
+        attach(notebook, options.session)
+    run_cell(notebook, parse_cell_line(f"card=off session={quoted(options.session)}"), "pass")
+    tell(f"session {options.session!r} is back; it costs again until it is parked or stopped")
 
 
 def park_lines(answer: SessionParked) -> list[str]:

@@ -40,7 +40,8 @@ KEYS: dict[str, str] = {
     "in": "send only these names: in=x,y",
     "out": "bring these names home whatever their size: out=model",
     "mount": "show this folder of the host, read-only: mount=/data",
-    "volumes": "volumes and where they are: volumes=/data:NAME,/models:NAME:ro (:last_write_wins tells no conflicts); none",
+    "volumes": "volumes and where they are: volumes=/data:NAME,/models:NAME:ro (:last_write_wins tells no conflicts); a bucket:"
+    " /data:s3://BUCKET/PREFIX?secret=NAME; a live-shared folder: /data:nfs://NAME; none",
     "secrets": "environment variables from secrets: secrets=hf,db (db:KEY must have KEY); none takes them away",
     "budget": "stop before this much is spent: $3",
     "detach": "return at once; the output arrives by itself, %modal attach follows it",

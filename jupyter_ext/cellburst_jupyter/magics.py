@@ -34,7 +34,7 @@ class Magics:
         self._run_cell(line, cell, "gpu")
 
     def line(self, line: str) -> Any:
-        """%modal status|stop|restart|park|attach|names|logs|cost|get [FILE]|put FILE|schedule."""
+        """%modal status|stop|restart|park|resume|attach|names|logs|cost|get [FILE]|put FILE|schedule."""
         from .line_magics import run_line
 
         try:

@@ -36,6 +36,7 @@ class Notebook:
         self.last_error_session: RemoteSession | None = None
         self.on_remote_error: Callable[[], None] = lambda: None
         self.offered: set[str] = set()
+        self.place: tuple[str, str] | None = None  # the notebook's path and folder, where somebody said them
         self._hub: Hub | None = None
         self._uses: NotebookUses | None = None
         self._comms: dict[str, SessionComms] = {}
@@ -51,7 +52,7 @@ class Notebook:
             from .environment import find_notebook
             from .hub import Hub
 
-            path, folder = find_notebook()
+            path, folder = self.place or find_notebook()
             self._hub = Hub(path, folder, self._late)
         return self._hub
 
@@ -64,6 +65,10 @@ class Notebook:
 
             self._uses = NotebookUses(find_notebook()[0])
         return self._uses
+
+    @uses.setter
+    def uses(self, told: NotebookUses) -> None:
+        self._uses = told
 
     @property
     def has_hub(self) -> bool:

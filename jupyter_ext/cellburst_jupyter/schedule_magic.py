@@ -67,6 +67,8 @@ def run_schedule(notebook: Notebook, words: Sequence[str]) -> None:
     tell(f"{'changed' if earlier is not None else 'scheduled'}: {answer.row.name}, {answer.row.words}")
     for moment in answer.next_unix_seconds[:3]:
         tell(f"  {datetime.fromtimestamp(moment).astimezone():%a %Y-%m-%d %H:%M %Z}")
+    for line in answer.missing:
+        tell(line, warning=True)
     tell(f"{answer.row.machine} must be on then, with its gateway up: `cellburst service install` sees to that")
 
 

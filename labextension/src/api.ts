@@ -3,7 +3,7 @@
 import { URLExt } from '@jupyterlab/coreutils';
 import { ServerConnection } from '@jupyterlab/services';
 import {
-  Chunk, ErrorInfo, FolderList, Logs, RunList, ScheduleList, SecretList, SecretRow, SessionParked, Spending, Status,
+  Chunk, ErrorInfo, FolderList, Logs, LookAt, Looked, RunList, SaveSchedule, SchedulePreview, SchedulesShown, ScheduleShown, SecretList, SecretRow, SessionParked, Spending, Status,
   VolumeChange, VolumeList, VolumeRow
 } from './protocol';
 
@@ -34,6 +34,8 @@ export class Api {
   logs = (session: string): Promise<Logs> => this.send('GET', `sessions/${part(session)}/logs`);
   spending = (since: number): Promise<Spending> => this.send('GET', `spending?since=${since}`);
 
+  setBudget = (usd: string): Promise<unknown> => this.send('PUT', 'budget', { usd_per_month: usd });
+
   secrets = (): Promise<SecretList> => this.send('GET', 'secrets');
   putSecret = (name: string, values: Record<string, string>, mode: 'create' | 'replace'): Promise<SecretRow> =>
     this.send('POST', 'secrets', { name, values, mode });
@@ -48,12 +50,28 @@ export class Api {
     this.send('GET', `volumes/${part(volume)}/files?path=${part(path)}`);
   change = (volume: string, change: VolumeChange): Promise<unknown> => this.send('POST', `volumes/${part(volume)}/files`, change);
 
-  schedules = (): Promise<ScheduleList> => this.send('GET', 'schedules');
+  schedules = (): Promise<SchedulesShown> => this.send('GET', 'schedules');
+  schedule = (schedule: string): Promise<ScheduleShown> => this.send('GET', `schedules/${part(schedule)}`);
+  lookSchedule = (asked: LookAt): Promise<Looked> => this.send('POST', 'schedules/look', asked);
+  previewSchedule = (asked: LookAt): Promise<SchedulePreview> => this.send('POST', 'schedules/preview', asked);
+  createSchedule = (form: SaveSchedule): Promise<ScheduleShown> => this.send('POST', 'schedules', form);
+  changeSchedule = (schedule: string, form: SaveSchedule): Promise<ScheduleShown> => this.send('PUT', `schedules/${part(schedule)}`, form);
+  takeNotebook = (schedule: string): Promise<ScheduleShown> => this.send('POST', `schedules/${part(schedule)}/take`, {});
+  allRuns = (after: number): Promise<RunList> => this.send('GET', `runs?after=${after}`);
+  cancelRun = (run: string): Promise<unknown> => this.send('DELETE', `runs/${part(run)}`);
+  /** The executed notebook of a run, as it is now. */
+  runNotebook = (run: string): Promise<any> => this.send('GET', `runs/${part(run)}/notebook`);
+  /** Where a link downloads it from. */
+  runNotebookUrl = (run: string): string => this.url(`runs/${part(run)}/notebook?download=1`);
   runs = (schedule: string): Promise<RunList> => this.send('GET', `schedules/${part(schedule)}/runs`);
   pauseSchedule = (schedule: string, paused: boolean): Promise<unknown> =>
     this.send('PATCH', `schedules/${part(schedule)}`, { paused });
   runSchedule = (schedule: string): Promise<unknown> => this.send('POST', `schedules/${part(schedule)}/runs`, {});
   deleteSchedule = (schedule: string): Promise<unknown> => this.send('DELETE', `schedules/${part(schedule)}`);
+
+  /** Those of some pieces' hashes that the gateway has not. */
+  missing = async (volume: string, hashes: string[]): Promise<string[]> =>
+    (await this.send<{ hashes?: string[] }>('POST', `volumes/${part(volume)}/chunks/missing`, { hashes })).hashes ?? [];
 
   /** A piece of a file. */
   async chunk(volume: string, piece: Blob, signal: AbortSignal): Promise<Chunk> {
@@ -68,6 +86,21 @@ export class Api {
   /** Where a link downloads a file from. */
   fileUrl(volume: string, path: string): string {
     return this.url(this.filePath(volume, path));
+  }
+
+  /** Whether the server answers, and lets this person in no more. */
+  async loggedOut(): Promise<boolean> {
+    try {
+      const answer = await ServerConnection.makeRequest(URLExt.join(this.settings.baseUrl, 'api/me'), { cache: 'no-store' }, this.settings);
+      return answer.status === 401 || answer.status === 403;
+    } catch {
+      return false;
+    }
+  }
+
+  /** Where a person logs in. */
+  get loginUrl(): string {
+    return URLExt.join(this.settings.baseUrl, 'login');
   }
 
   /** The address of the window's WebSocket. */

@@ -39,6 +39,15 @@ export async function askText(title: string, label: string, text: string, action
   return answer.button.accept && answer.value ? answer.value : null;
 }
 
+/** A month's budget in US dollars; "" takes it away, null when cancelled. */
+export async function askBudget(trans: TranslationBundle, text: string): Promise<string | null> {
+  const answer = await InputDialog.getText({
+    title: trans.__('Budget of a month'), label: trans.__('US dollars; empty for none. Nothing is stopped by it.'), text,
+    placeholder: '50', okLabel: trans.__('Keep')
+  });
+  return answer.button.accept ? (answer.value ?? '').trim() : null;
+}
+
 /** The end of what a session printed. */
 export async function showLogs({ trans, api }: IGiven, session: string, title: string): Promise<void> {
   let text: string;

@@ -2,19 +2,26 @@
 
 import { ILayoutRestorer, JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
 import { ICommandPalette } from '@jupyterlab/apputils';
-import { PageConfig } from '@jupyterlab/coreutils';
 import { ILauncher } from '@jupyterlab/launcher';
 import { ISettingRegistry } from '@jupyterlab/settingregistry';
 import { IStateDB } from '@jupyterlab/statedb';
 import { IStatusBar } from '@jupyterlab/statusbar';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 import { Api } from './api';
+import { showOnDrag } from './drops';
 import { Folds } from './folds';
 import { gpuIcon } from './icons';
 import { ISocket, LiveModel } from './live';
 import { CurrentNotebook } from './notebook';
 import { Panel } from './panel';
+import { localPath, resumed } from './resume';
+import { addRunOn, RUN_ON } from './run_on';
+import { RunsDrive } from './runs_drive';
+import { addSchedule, Forms, SCHEDULE } from './schedule_open';
 import { StatusItem } from './statusbar';
+import { Teller } from './tell';
+import { ITools } from './tools';
+import { makeUploads } from './uploads_place';
 
 const ID = '@cellburst/labextension:plugin';
 
@@ -43,18 +50,39 @@ const plugin: JupyterFrontEndPlugin<void> = {
     const live = new LiveModel({
       dial: () => new api.settings.WebSocket(api.liveUrl) as ISocket,
       later: (action, milliseconds) => window.setTimeout(action, milliseconds),
-      never: timer => window.clearTimeout(timer)
+      never: timer => window.clearTimeout(timer),
+      loggedOut: () => api.loggedOut()
     });
-    const panel = new Panel({
-      trans, api, live, folds: new Folds(db), notebook: new CurrentNotebook(app),
-      openPath: path => openPath(app, path)
-    });
+    const notebook = new CurrentNotebook(app);
+    const forms = new Forms(app, notebook);
+    const tools: ITools = {
+      trans, api, live, folds: new Folds(db), notebook, forms,
+      uploads: makeUploads(api, db, trans),
+      contents: app.serviceManager.contents,
+      openPath: path => openPath(app, path),
+      resume: (notebook, name) => resumed(app.serviceManager, localPath(notebook), name)
+    };
+    forms.tools = tools;
+    const panel = new Panel(tools);
     app.shell.add(panel, 'left', { rank: 550, type: 'Cellburst' });
     restorer?.add(panel, 'cellburst-panel');
+    showOnDrag(panel.id, () => app.shell.activateById(panel.id));
 
     addCommands(app, trans, live, panel);
-    for (const command of [Commands.open, Commands.start]) {
-      palette?.addItem({ command, category: 'Cellburst' });
+    addSchedule(app, trans, forms, notebook);
+    addRunOn(app, trans, live, notebook);
+    app.serviceManager.contents.addDrive(new RunsDrive(api));
+    app.serviceManager.contents.fileChanged.connect((_, change) => {
+      if (change.type === 'save' && change.newValue?.path?.endsWith('.ipynb')) {
+        forms.changed(); // it may be another than the one that a schedule keeps
+      }
+    });
+    const teller = new Teller({
+      trans, api, live, db, panel, openPath: tools.openPath, openRun: run => forms.openRun(run, run.name), runsChanged: () => forms.changed()
+    });
+    void app.restored.then(() => teller.start());
+    for (const command of [Commands.open, Commands.start, SCHEDULE, RUN_ON]) {
+      palette?.addItem({ command, category: 'Cellburst', args: { isPalette: true } });
     }
     launcher?.add({ command: Commands.open, category: trans.__('Other'), rank: 20 });
     if (statusBar) {
@@ -72,6 +100,8 @@ const plugin: JupyterFrontEndPlugin<void> = {
       own => {
         const take = (): void => {
           shown.statusBar = own.get('statusBar').composite as boolean;
+          teller.notifications = own.get('notifications').composite as boolean;
+          teller.badge = own.get('idleBadge').composite as boolean;
           live.refresh();
         };
         take();
@@ -102,10 +132,7 @@ function addCommands(app: JupyterFrontEnd, trans: ReturnType<ITranslator['load']
 
 /** Open the notebook of a session. Sessions know its path on the machine; the server's files begin at its root. */
 function openPath(app: JupyterFrontEnd, path: string): void {
-  const uri = PageConfig.getOption('rootUri');
-  const root = uri ? decodeURIComponent(new URL(uri).pathname).replace(/\/+$/, '') + '/' : '/';
-  const local = path.startsWith(root) ? path.slice(root.length) : path;
-  void app.commands.execute('docmanager:open', { path: local });
+  void app.commands.execute('docmanager:open', { path: localPath(path) });
 }
 
 export default plugin;

@@ -22,6 +22,12 @@ class Place {
     this.timers[timer - 1].action = () => undefined;
   }
 
+  out = false;
+
+  async loggedOut(): Promise<boolean> {
+    return this.out;
+  }
+
   get last(): ISocket & { sent: string[]; closed: boolean } {
     return this.sockets[this.sockets.length - 1];
   }
@@ -84,4 +90,34 @@ test('what was known stays while the server is away', () => {
   place.last.onmessage!({ data: '{"t":"status","status":{"gateway_pid":7}}' });
   place.last.onclose!({});
   expect([live.connection, live.status?.gateway_pid]).toEqual(['disconnected', 7]);
+});
+
+test('who is logged out is told so, until the login is back', async () => {
+  const [live, place] = opened();
+  place.last.onmessage!({ data: '{"t":"status","status":{"sessions":[]}}' });
+  place.out = true;
+  place.last.onclose!({});
+  expect(live.connection).toBe('disconnected');
+  await Promise.resolve();
+  expect(live.connection).toBe('logged-out');
+  place.timers[place.timers.length - 1].action();
+  place.last.onclose!({});
+  expect(live.connection).toBe('logged-out');
+  await Promise.resolve();
+  place.out = false;
+  place.timers[place.timers.length - 1].action();
+  place.last.onopen!({});
+  place.last.onmessage!({ data: '{"t":"status","status":{"sessions":[]}}' });
+  await Promise.resolve();
+  expect(live.connection).toBe('live');
+});
+
+test('an answer that comes when the connection is back changes nothing', async () => {
+  const [live, place] = opened();
+  place.out = true;
+  place.last.onclose!({});
+  place.timers[place.timers.length - 1].action();
+  place.last.onopen!({});
+  await Promise.resolve();
+  expect(live.connection).toBe('disconnected');
 });

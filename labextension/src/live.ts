@@ -4,7 +4,7 @@ import { IDisposable } from '@lumino/disposable';
 import { ISignal, Signal } from '@lumino/signaling';
 import { ErrorInfo, Status } from './protocol';
 
-export type Connection = 'waiting' | 'live' | 'offline' | 'disconnected';
+export type Connection = 'waiting' | 'live' | 'offline' | 'disconnected' | 'logged-out';
 
 const FIRST_REDIAL_MS = 500;
 const LAST_REDIAL_MS = 10_000;
@@ -22,6 +22,8 @@ export interface IPlace {
   dial(): ISocket;
   later(action: () => void, milliseconds: number): number;
   never(timer: number): void;
+  /** Whether the server answers, and knows this person no more. */
+  loggedOut(): Promise<boolean>;
 }
 
 /** One window's WebSocket: dialled while the window is visible, dialled again when it is lost. */
@@ -90,8 +92,19 @@ export class LiveModel implements IDisposable {
         return;
       }
       this._socket = null;
-      this.connection = 'disconnected';
+      this._open = false;
+      if (this.connection !== 'logged-out') {
+        this.connection = 'disconnected';
+      }
       this._changed.emit();
+      // A browser does not say why a socket was refused: who was logged out is told by an ordinary request.
+      void this.place.loggedOut().then(out => {
+        const now = out ? 'logged-out' : 'disconnected';
+        if (!this._open && !this._disposed && this.connection !== now) {
+          this.connection = now;
+          this._changed.emit();
+        }
+      });
       this._timer = this.place.later(() => this._dial(), this._delay);
       this._delay = Math.min(this._delay * 2, LAST_REDIAL_MS);
     };

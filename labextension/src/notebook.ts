@@ -1,12 +1,15 @@
-/** "Use in this notebook": kept in the notebook's own metadata, which `%%modal` reads.
+/** The notebook in front. "Use in this notebook" is kept in its own metadata, which `%%modal` reads:
  *
  *  `cellburst: {"volumes": {"/data": "NAME"}, "secrets": ["NAME"]}`
+ *
+ *  Its active cell is what "Run on" writes into.
  */
 
 import { JupyterFrontEnd } from '@jupyterlab/application';
 import { Widget } from '@lumino/widgets';
 
 const KEY = 'cellburst';
+const SHARED_DRIVE = 'RTC'; // the server's files, where several people edit them together
 
 export interface IUsed {
   volumes?: Record<string, string>;
@@ -15,15 +18,49 @@ export interface IUsed {
 
 /** The part of a notebook's document that is used. Its package is not needed for more. */
 interface IBook {
-  context: { path: string; model: { getMetadata(key: string): any; setMetadata(key: string, value: any): void; deleteMetadata(key: string): void }; save(): Promise<void> };
+  context: {
+    path: string;
+    contentsModel?: { writable: boolean } | null;
+    model: { dirty: boolean; getMetadata(key: string): any; setMetadata(key: string, value: any): void; deleteMetadata(key: string): void };
+    save(): Promise<void>;
+  };
+  content?: { activeCell?: { node: HTMLElement; model: { type: string; sharedModel: { getSource(): string; setSource(text: string): void } } } | null };
+}
+
+/** A code cell that can be written into. */
+export interface ICell {
+  node: HTMLElement;
+  source: string;
+  write(source: string): void;
 }
 
 export class CurrentNotebook {
   constructor(private app: JupyterFrontEnd) {}
 
-  /** The path of the notebook in front, "" where none is. */
+  /** The path of the notebook in front, "" where none is, or one of another drive than the server's files (a run's, a bucket's). */
   get path(): string {
-    return this.book()?.context.path ?? '';
+    const path = this.book()?.context.path ?? '';
+    const contents = this.app.serviceManager.contents;
+    return ['', SHARED_DRIVE].includes(contents.driveName(path)) ? contents.localPath(path) : '';
+  }
+
+  /** The active cell of the notebook in front, null where it is none of code. */
+  get cell(): ICell | null {
+    const book = this.book();
+    const cell = book?.content?.activeCell;
+    if (!cell || cell.model.type !== 'code' || book?.context.contentsModel?.writable === false) {
+      return null;
+    }
+    const shared = cell.model.sharedModel;
+    return { node: cell.node, source: shared.getSource(), write: source => shared.setSource(source) };
+  }
+
+  /** Save the notebook in front, if it is that one and has changes. */
+  async save(path: string): Promise<void> {
+    const context = this.book()?.context;
+    if (context && this.path === path && context.model.dirty) {
+      await context.save();
+    }
   }
 
   /** What the notebook in front uses. */

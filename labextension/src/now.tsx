@@ -1,6 +1,7 @@
 /** "Now": what runs and what is parked, with what it uses and costs. */
 
-import { closeIcon, listIcon, stopIcon } from '@jupyterlab/ui-components';
+import { Notification } from '@jupyterlab/apputils';
+import { closeIcon, listIcon, runIcon, stopIcon } from '@jupyterlab/ui-components';
 import * as React from 'react';
 import { confirm, showLogs, tried } from './dialogs';
 import { parkIcon } from './icons';
@@ -76,6 +77,12 @@ function Session({ session }: { session: SessionRow }): JSX.Element {
               onClick={() => void act(trans.__('%1 could not be parked', title), () => api.park(session.id))}
             />
           )}
+          {asleep && (
+            <Action
+              icon={runIcon} label={trans.__('Resume %1: it costs again', title)} disabled={busy}
+              onClick={() => void act(trans.__('%1 could not be resumed', title), () => wake(tools, session, title))}
+            />
+          )}
           <Action
             icon={asleep ? closeIcon : stopIcon} label={asleep ? trans.__('End %1', title) : trans.__('Stop %1', title)} disabled={busy}
             onClick={async () => {
@@ -142,6 +149,14 @@ function Warm({ status }: { status: Status }): JSX.Element | null {
   }
   const memory = gibText(warm.reduce((sum, one) => sum + (one.memory_mib ?? 0), 0));
   return <Note>{trans._n('%1 container waits warm: %2 of memory, billed to nobody', '%1 containers wait warm: %2 of memory, billed to nobody', warm.length, memory)}</Note>;
+}
+
+/** Bring a parked session back by its notebook's kernel; without one, open the notebook and say what to do. */
+async function wake({ trans, openPath, resume }: ITools, session: SessionRow, title: string): Promise<void> {
+  if (!(await resume(session.notebook, session.name))) {
+    openPath(session.notebook);
+    Notification.info(trans.__('No kernel of %1 runs. Run a cell of it: that brings the session back.', title), { autoClose: 15_000 });
+  }
 }
 
 async function confirmStop(tools: ITools, session: SessionRow, title: string): Promise<boolean> {

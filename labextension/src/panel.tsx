@@ -68,16 +68,27 @@ function Sections(): JSX.Element {
 
 /** What is wrong with the connection, and what to do. Nothing while all is well. */
 function Banner(): JSX.Element | null {
-  const { trans } = useTools();
+  const { trans, api } = useTools();
   const live = useLive();
   if (live.connection === 'live') {
     return null;
+  }
+  if (live.connection === 'logged-out') {
+    return (
+      <div className="cb-banner" role="alert">
+        <b>{trans.__('You are logged out of Jupyter')}</b>
+        <div>{trans.__('What is shown is of before. Log in again; this page goes on by itself then.')}</div>
+        <a className="cb-login" href={api.loginUrl} target="_blank" rel="noopener">
+          {trans.__('Log in again')}
+        </a>
+      </div>
+    );
   }
   if (live.connection === 'disconnected') {
     return (
       <div className="cb-banner" role="alert">
         <b>{trans.__('The Jupyter server does not answer')}</b>
-        <div>{trans.__('What is shown is of before. It is tried again by itself; reload the page if you were logged out.')}</div>
+        <div>{trans.__('What is shown is of before. It is tried again by itself; if it was stopped, start it again.')}</div>
       </div>
     );
   }

@@ -162,6 +162,20 @@ export function RowList<R>(props: { label: string; rows: R[]; rowHeight: number;
   );
 }
 
+/** What uses a thing, in one line; nothing where nothing does. */
+export function UsedBy({ users }: { users?: string[] }): JSX.Element | null {
+  const { trans } = useTools();
+  if (!users?.length) {
+    return null;
+  }
+  const words = users.join(', ');
+  return (
+    <div className="cb-dim cb-text cb-used-by" title={users.join('\n')}>
+      {trans.__('used by %1', words)}
+    </div>
+  );
+}
+
 /** A mark beside what is simulated. */
 export function Simulated(): JSX.Element {
   return <span className="cb-tag cb-simulated">SIMULATED</span>;

@@ -61,6 +61,17 @@ export interface CostReport {
   price_note?: string;
 }
 
+/** Something that ended and that nobody may have watched. `title` is a notebook's path, or what was built; `problem` says in words why it failed, "" if it did not. */
+export interface EndedThing {
+  id: string;
+  kind: 'cell' | 'build';
+  title: string;
+  session?: string;
+  problem?: string;
+  seconds?: number;
+  ended_unix_seconds?: number;
+}
+
 /** An engine a worker has, and what it isolates. `warning` is shown to the user whenever the engine is used. */
 export interface EngineInfo {
   name: string;
@@ -126,6 +137,13 @@ export interface FileChange {
   deleted?: boolean;
 }
 
+/** What a run would ("problem") or may ("hint") stumble over; `cell` 0 is the notebook. */
+export interface FindingShown {
+  kind: string;
+  cell?: number;
+  text?: string;
+}
+
 /** A file, link or folder in a folder. `size_bytes` and `files` of a folder are of all below it. */
 export interface FolderEntry {
   name: string;
@@ -141,6 +159,14 @@ export interface FolderList {
   path?: string;
   entries?: FolderEntry[];
   entries_count?: number;
+}
+
+/** What runs will cost, from the last ones that succeeded. `runs_count` of them (0: there is none yet, and nothing is told); `run_usd` is their mean, `month_usd` that times the `month_instants_count` of the next 30 days. */
+export interface Forecast {
+  runs_count?: number;
+  run_usd?: string;
+  month_instants_count?: number;
+  month_usd?: string;
 }
 
 /** One alternative of a GPU request: `count` GPUs of `type` ("any", a family or a canonical or NVML-style name). */
@@ -188,12 +214,41 @@ export interface Logs {
   truncated?: boolean;
 }
 
+/** A question: what of this would a run stumble over? `path` is the Jupyter server's, or `schedule` an id. Without `text` the answer fills the form. */
+export interface LookAt {
+  path?: string;
+  schedule?: string;
+  text?: ScheduleText | null;
+  take?: boolean;
+}
+
+/** The form's start, and what a run would have and stumble over. `parameters` None: no cell has the tag. `problem`: what was typed cannot be scheduled, and nothing else is told. */
+export interface Looked {
+  text: ScheduleText;
+  notebook?: string;
+  python?: string;
+  python_version?: string;
+  parameters?: ParameterShown[] | null;
+  findings?: FindingShown[];
+  notes?: string[];
+  files_count?: number;
+  files_bytes?: number;
+  problem?: ErrorInfo | null;
+}
+
 /** A file whose chunks were uploaded. */
 export interface NewFile {
   path: string;
   size_bytes: number;
   chunks?: Chunk[];
   modified_unix_seconds?: number;
+}
+
+/** A parameter of the notebook: its type ("" for any) and its default as it stands in the cell. */
+export interface ParameterShown {
+  name: string;
+  type?: string;
+  default?: string;
 }
 
 /** A parked session's bytes, as its worker keeps them and as lists show them. */
@@ -233,6 +288,14 @@ export interface RemoteName {
 export interface Rename {
   path: string;
   to: string;
+}
+
+/** What a machine with one GPU of a type costs that is kept all the time: a list price with its date, or the operator's. */
+export interface ReservedPrice {
+  gpu: string;
+  usd_per_hour: string;
+  as_of?: string;
+  source?: string;
 }
 
 /** What a container holds while it lives, and how long one call may take. */
@@ -310,9 +373,22 @@ export type RunState =
   | 'skipped'
   | 'missed';
 
-/** Schedules by name. */
-export interface ScheduleList {
-  rows?: ScheduleRow[];
+/** What the form saves. `path` of a new one; `revision` is what the editor saw; `take` the notebook as it is now, else the one that the schedule keeps. */
+export interface SaveSchedule {
+  text: ScheduleText;
+  path?: string;
+  revision?: number;
+  take?: boolean;
+}
+
+/** Times in words, the next five instants, with the local time of each in the schedule's zone; or what is wrong. */
+export interface SchedulePreview {
+  words?: string;
+  next_unix_seconds?: number[];
+  next_local?: string[];
+  problem?: ErrorInfo | null;
+  machine?: string;
+  forecast?: Forecast;
 }
 
 /** A schedule in a list. `revision` is what an edit has to name. `state` "done": it has no further instant. `words` reads its times for people; `machine` must be on for them; `cost_usd` is of all runs that are kept. */
@@ -331,10 +407,55 @@ export interface ScheduleRow {
   running?: string;
   cost_usd?: string;
   mean_cost_usd?: string;
+  forecast?: Forecast;
   created_unix_seconds?: number;
   changed_unix_seconds?: number;
   secrets?: string[];
   volumes?: string[];
+}
+
+/** A schedule for its editor. `changed`: the notebook is another now than the one that is kept; `gone`: it is not there; `environment_changes`: packages that are others now, a line each; `missing`: secrets and volumes that are not there. */
+export interface ScheduleShown {
+  row: ScheduleRow;
+  text: ScheduleText;
+  next_unix_seconds?: number[];
+  changed?: boolean;
+  gone?: boolean;
+  environment_changes?: string[];
+  missing?: string[];
+}
+
+/** A schedule as the form has it: the fields of `cellburst.scheduling.Asked`. One of `cron`, `every` and `at` is given. */
+export interface ScheduleText {
+  cron?: string;
+  every?: string;
+  at?: string;
+  timezone?: string;
+  name?: string;
+  gpu?: string;
+  memory?: string;
+  cpu?: string;
+  network?: string;
+  parameters?: Record<string, boolean | number | string | unknown[] | Record<string, unknown> | null>;
+  secrets?: string;
+  volumes?: string;
+  timeout?: string;
+  retries?: number;
+  budget?: string;
+  overlap?: string;
+  missed?: string;
+  missed_window?: string;
+  keep_runs?: number;
+  keep_days?: number;
+  notify?: string[];
+  folder?: boolean;
+  modal_cells?: string;
+}
+
+/** All schedules by name; `changed` are ids of those whose notebook is another now than the one that is kept. */
+export interface SchedulesShown {
+  rows?: ScheduleRow[];
+  changed?: string[];
 }
 
 /** All secrets of the workspace by name; `notes` are stores that could not be asked, in words. */
@@ -343,7 +464,7 @@ export interface SecretList {
   notes?: string[];
 }
 
-/** A secret as it is shown: never a value. `store` is "local", "file" or "vault"; only local ones can be changed here. `sealed` says why its values cannot be read now, "" if they can. */
+/** A secret as it is shown: never a value. `store` is "local", "file" or "vault"; only local ones can be changed here. `sealed` says why its values cannot be read now, "" if they can. `used_by` are schedules that name it, as words for people. */
 export interface SecretRow {
   name: string;
   keys?: string[];
@@ -353,6 +474,7 @@ export interface SecretRow {
   last_used_unix_seconds?: number;
   store?: string;
   sealed?: string;
+  used_by?: string[];
 }
 
 /** The session is parked: nothing runs, nothing costs. The next cell brings it back. */
@@ -398,16 +520,18 @@ export interface SnapshotUsage {
   warm?: WarmContainer[];
 }
 
-/** Rows by hour. `truncated`: there were more leases than were asked for, and the oldest are left out. */
+/** Rows by hour. `truncated`: there were more leases than were asked for, and the oldest are left out. `reserved` is of the GPU types in the rows, as far as a price is known. `budget_usd_per_month` is what the workspace means to spend, "" where it says nothing of it; nothing is stopped by it. */
 export interface Spending {
   since_unix_seconds: number;
   rows?: SpendingRow[];
   usd_per_second?: string;
   price_note?: string;
   truncated?: boolean;
+  reserved?: ReservedPrice[];
+  budget_usd_per_month?: string;
 }
 
-/** What one notebook spent on one kind of hardware in one hour of the clock (UTC), at reference prices. `gpu` is its type and, where there are several, their number ("A100-40GB", "H100:2"), "" for none. */
+/** What one notebook spent on one kind of hardware in one hour of the clock (UTC), at reference prices. `gpu` is its type and, where there are several, their number ("A100-40GB", "H100:2"), "" for none. `idle_seconds` and `idle_usd` are the part of it in which a container was ready and no cell ran in it. */
 export interface SpendingRow {
   hour_unix_seconds: number;
   notebook: string;
@@ -415,9 +539,11 @@ export interface SpendingRow {
   simulated?: boolean;
   seconds?: number;
   usd?: string;
+  idle_seconds?: number;
+  idle_usd?: string;
 }
 
-/** The whole picture, for `cellburst status`, `ps` and the panel. */
+/** The whole picture, for `cellburst status`, `ps` and the panel. `gpu_usd_per_second` is the reference price of each GPU type that the workers have, as decimal text; `ended` the last detached cells and long builds. */
 export interface Status {
   gateway_pid: number;
   gateway_url: string;
@@ -427,6 +553,8 @@ export interface Status {
   workers?: WorkerRow[];
   sessions?: SessionRow[];
   queue?: string[];
+  gpu_usd_per_second?: Record<string, string>;
+  ended?: EndedThing[];
 }
 
 /** What a window asks to change, all or none. Without `overwrite` nothing that is there is replaced. */

@@ -1,6 +1,6 @@
 /** "Schedules": notebooks that run by themselves. */
 
-import { caretDownIcon, caretRightIcon, closeIcon, pauseIcon, runIcon } from '@jupyterlab/ui-components';
+import { addIcon, caretDownIcon, caretRightIcon, closeIcon, editIcon, notebookIcon, pauseIcon, runIcon, stopIcon } from '@jupyterlab/ui-components';
 import * as React from 'react';
 import { confirm, tried } from './dialogs';
 import { parseUsd, usdText } from './money';
@@ -9,34 +9,52 @@ import { RunRow, ScheduleRow, Status } from './protocol';
 import { ITools, useList, useTools } from './tools';
 import { ageText, fileName } from './words';
 
+const ROW_PIXELS = 72;
+const CHANGED_PIXELS = 26;
+
 export function Schedules(props: { status: Status | null; open: boolean }): JSX.Element {
-  const { trans, api } = useTools();
+  const { trans, api, forms, notebook } = useTools();
   const list = useList(api.schedules, props.open && !!props.status, [api]);
   const [opened, setOpened] = React.useState('');
+  React.useEffect(() => {
+    const slot = (): void => list.refresh();
+    forms.saved.connect(slot);
+    return () => {
+      forms.saved.disconnect(slot);
+    };
+  }, [forms, list.refresh]);
+  const changed = list.value?.changed ?? [];
+  const row = list.value?.rows?.find(one => one.id === opened);
+  const add = (): void => {
+    if (notebook.path) {
+      void forms.create(notebook.path);
+    } else {
+      void tried(trans.__('There is no notebook in front'), () => Promise.reject(new Error(trans.__('Open the one that is to be scheduled, then press this again.'))));
+    }
+  };
   return (
-    <Section id="schedules" title={trans.__('Schedules')} note={list.value ? String(list.value.rows?.length ?? 0) : ''} open={props.open}>
+    <Section
+      id="schedules" title={trans.__('Schedules')} note={list.value ? String(list.value.rows?.length ?? 0) : ''} open={props.open}
+      actions={<Action icon={addIcon} label={trans.__('Schedule the notebook in front')} onClick={add} />}
+    >
       <ListBody
         list={list} rows={value => value.rows ?? []}
-        empty={
-          <>
-            {trans.__('No schedules yet. A notebook runs by itself with')} <code>cellburst schedule create</code>
-          </>
-        }
+        empty={trans.__('No schedules yet. Open a notebook and press + here, or "Schedule…" in its toolbar.')}
       >
         {rows => (
-          <RowList label={trans.__('Schedules')} rows={rows} rowHeight={72} rowKey={row => row.id}>
-            {row => <Schedule row={row} open={row.id === opened} onOpen={setOpened} refresh={list.refresh} />}
+          <RowList label={trans.__('Schedules')} rows={rows} rowHeight={ROW_PIXELS + (changed.length ? CHANGED_PIXELS : 0)} rowKey={one => one.id}>
+            {one => <Schedule row={one} changed={changed.includes(one.id)} open={one.id === opened} onOpen={setOpened} refresh={list.refresh} />}
           </RowList>
         )}
       </ListBody>
-      {list.value?.rows?.some(row => row.id === opened) && <Runs schedule={opened} key={opened} />}
+      {row && <Runs schedule={row} key={opened} />}
     </Section>
   );
 }
 
-function Schedule(props: { row: ScheduleRow; open: boolean; onOpen(id: string): void; refresh(): void }): JSX.Element {
+function Schedule(props: { row: ScheduleRow; changed: boolean; open: boolean; onOpen(id: string): void; refresh(): void }): JSX.Element {
   const tools = useTools();
-  const { trans, api } = tools;
+  const { trans, api, forms } = tools;
   const { row, open } = props;
   const act = async (words: string, action: () => Promise<unknown>): Promise<void> => {
     await tried(words, action);
@@ -65,6 +83,7 @@ function Schedule(props: { row: ScheduleRow; open: boolean; onOpen(id: string): 
               onClick={() => void act(trans.__('It was not changed'), () => api.pauseSchedule(row.id, !paused))}
             />
           )}
+          <Action icon={editIcon} label={trans.__('Change %1', row.name)} onClick={() => forms.edit(row.id, row.name)} />
           <Action icon={closeIcon} label={trans.__('Delete %1', row.name)} onClick={() => void remove()} />
         </span>
       </div>
@@ -76,14 +95,29 @@ function Schedule(props: { row: ScheduleRow; open: boolean; onOpen(id: string): 
         <span className="cb-text">{nextText(tools, row)}</span>
         {row.last && <span className={`cb-run-${row.last.state}`}>{runWord(tools, row.last)}</span>}
       </div>
+      {props.changed && (
+        <div className="cb-line cb-changed">
+          <span className="cb-text cb-warning" title={row.notebook}>{trans.__('the notebook has changed since')}</span>
+          <button
+            className="cb-link" aria-label={trans.__('Take the change of %1 over', row.name)}
+            onClick={() => void act(trans.__('The change was not taken over'), () => api.takeNotebook(row.id))}
+          >
+            {trans.__('Take over')}
+          </button>
+        </div>
+      )}
     </>
   );
 }
 
-function Runs({ schedule }: { schedule: string }): JSX.Element {
+function Runs({ schedule }: { schedule: ScheduleRow }): JSX.Element {
   const tools = useTools();
-  const { trans, api } = tools;
-  const list = useList(() => api.runs(schedule), true, [api, schedule]);
+  const { trans, api, forms } = tools;
+  const list = useList(() => api.runs(schedule.id), true, [api, schedule.id]);
+  // A run that was started or has ended is shown at once, not at the next look.
+  const seen = `${schedule.last?.id} ${schedule.last?.state}`;
+  React.useEffect(() => list.refresh(), [seen]);
+  const when = (run: RunRow): string => new Date(run.instant_unix_seconds * 1000).toLocaleString(undefined, { dateStyle: 'medium', timeStyle: 'short' });
   return (
     <div className="cb-folder">
       <ListBody list={list} rows={value => value.rows ?? []} empty={trans.__('It has not run yet.')}>
@@ -91,10 +125,19 @@ function Runs({ schedule }: { schedule: string }): JSX.Element {
           <RowList label={trans.__('Runs')} rows={rows} rowHeight={26} rowKey={run => run.id}>
             {run => (
               <div className="cb-line" title={run.error?.message ?? run.notes?.join('\n')}>
-                <span className="cb-text">{new Date(run.instant_unix_seconds * 1000).toLocaleString(undefined, { dateStyle: 'medium', timeStyle: 'short' })}</span>
+                <span className="cb-text">{when(run)}</span>
                 <span className={`cb-run-${run.state}`}>{runWord(tools, run)}</span>
-                <span className="cb-dim">{took(run)}</span>
-                <span className="cb-dim">{usdText(parseUsd(run.cost_usd))}</span>
+                <span className="cb-dim cb-size">{took(run)}</span>
+                <span className="cb-dim cb-size">{usdText(parseUsd(run.cost_usd))}</span>
+                {ACTIVE.includes(run.state) && (
+                  <Action
+                    icon={stopIcon} label={trans.__('End the run of %1', when(run))}
+                    onClick={() => void tried(trans.__('It was not ended'), () => api.cancelRun(run.id)).then(list.refresh)}
+                  />
+                )}
+                {run.has_notebook && (
+                  <Action icon={notebookIcon} label={trans.__('Open what the run of %1 wrote', when(run))} onClick={() => forms.openRun(run, schedule.notebook)} />
+                )}
               </div>
             )}
           </RowList>
@@ -103,6 +146,8 @@ function Runs({ schedule }: { schedule: string }): JSX.Element {
     </div>
   );
 }
+
+const ACTIVE: RunRow['state'][] = ['queued', 'starting', 'running'];
 
 function nextText({ trans }: ITools, row: ScheduleRow): string {
   if (row.state !== 'active' || !row.next_unix_seconds) {

@@ -3,7 +3,7 @@
 import { addIcon, closeIcon, editIcon, linkIcon } from '@jupyterlab/ui-components';
 import * as React from 'react';
 import { askSecret, confirm, tried } from './dialogs';
-import { Action, ListBody, Note, RowList, Section } from './parts';
+import { Action, ListBody, Note, RowList, Section, UsedBy } from './parts';
 import { SecretRow, Status } from './protocol';
 import { useList, useTools } from './tools';
 import { ageText } from './words';
@@ -32,7 +32,7 @@ export function Secrets(props: { status: Status | null; open: boolean }): JSX.El
         }
       >
         {rows => (
-          <RowList label={trans.__('Secrets')} rows={rows} rowHeight={52} rowKey={row => `${row.store}/${row.name}`}>
+          <RowList label={trans.__('Secrets')} rows={rows} rowHeight={72} rowKey={row => `${row.store}/${row.name}`}>
             {row => <Secret row={row} refresh={list.refresh} />}
           </RowList>
         )}
@@ -62,7 +62,10 @@ function Secret({ row, refresh }: { row: SecretRow; refresh(): void }): JSX.Elem
     }
   };
   const remove = async (): Promise<void> => {
-    const words = trans.__('Cells and schedules that name it will fail. Its values cannot be brought back.');
+    const users = row.used_by ?? [];
+    const words = users.length
+      ? trans.__('It is used by %1, which will fail. Its values cannot be brought back.', users.join(', '))
+      : trans.__('Cells and schedules that name it will fail. Its values cannot be brought back.');
     if (await confirm(trans, trans.__('Delete %1?', row.name), words, trans.__('Delete'))) {
       await tried(trans.__('The secret was not deleted'), () => api.deleteSecret(row.name));
       refresh();
@@ -89,6 +92,7 @@ function Secret({ row, refresh }: { row: SecretRow; refresh(): void }): JSX.Elem
         <span className="cb-text cb-keys" title={(row.keys ?? []).join(', ')}>{(row.keys ?? []).join(', ')}</span>
         <span>{row.sealed ? trans.__('sealed') : lastUsed(row, trans.__('never used'), trans.__('used'))}</span>
       </div>
+      <UsedBy users={row.used_by} />
       {row.sealed && <div className="cb-dim cb-warning">{row.sealed}</div>}
     </>
   );

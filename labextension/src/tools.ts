@@ -1,11 +1,14 @@
 /** What every part of the panel is given. */
 
+import { Contents } from '@jupyterlab/services';
 import { TranslationBundle } from '@jupyterlab/translation';
 import * as React from 'react';
 import { Api } from './api';
 import { Folds } from './folds';
 import { LiveModel } from './live';
 import { CurrentNotebook } from './notebook';
+import type { Forms } from './schedule_open';
+import { Uploads } from './uploads';
 
 export interface ITools {
   trans: TranslationBundle;
@@ -13,8 +16,15 @@ export interface ITools {
   live: LiveModel;
   folds: Folds;
   notebook: CurrentNotebook;
+  uploads: Uploads;
+  /** The Jupyter server's files. */
+  contents: Contents.IManager;
+  /** The forms of schedules. */
+  forms: Forms;
   /** Open a file of the Jupyter server. */
   openPath(path: string): void;
+  /** Have a parked session's notebook bring it back. False: no kernel of it runs. */
+  resume(notebook: string, name: string): Promise<boolean>;
 }
 
 export const Tools = React.createContext<ITools | null>(null);

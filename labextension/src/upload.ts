@@ -1,4 +1,4 @@
-/** A file to a volume in pieces: flat memory, progress, and a piece that fails is sent again. */
+/** A file to a volume in pieces: flat memory, progress, a piece that fails is sent again, one that is known to be there is not. */
 
 import { Chunk, NewFile } from './protocol';
 
@@ -12,6 +12,12 @@ export interface IPieces {
   slice(start: number, end: number): Blob;
 }
 
+/** What is sent, piece by piece in the order of the file. `take` gives the next one that `skip` does not leave out. */
+export interface ISource {
+  readonly lastModified?: number;
+  take(skip: (index: number) => boolean): Promise<{ index: number; piece: Blob } | null>;
+}
+
 export interface ISender {
   /** Sends a piece. An error with `status` of 400 to 499 is final. */
   send(piece: Blob, signal: AbortSignal): Promise<Chunk>;
@@ -19,31 +25,83 @@ export interface ISender {
   pause(milliseconds: number): Promise<void>;
 }
 
-/** Send all pieces, three at a time. Rejects with the first error that trying again did not mend, or when aborted. */
-export async function sendFile(
-  file: IPieces, path: string, sender: ISender, signal: AbortSignal, onProgress: (bytes: number) => void
-): Promise<NewFile> {
+/** A file's pieces: only those that are sent are ever read. */
+export function fileSource(file: IPieces): ISource {
   const count = Math.ceil(file.size / PIECE_BYTES);
-  const chunks: Chunk[] = new Array(count);
   let next = 0;
-  let sent = 0;
-  const work = async (): Promise<void> => {
-    while (next < count) {
+  return {
+    lastModified: file.lastModified,
+    take: async skip => {
+      while (next < count && skip(next)) {
+        next += 1;
+      }
       const index = next++;
-      const start = index * PIECE_BYTES;
-      const piece = file.slice(start, Math.min(file.size, start + PIECE_BYTES));
-      chunks[index] = await sendPiece(piece, sender, signal);
-      sent += piece.size;
-      onProgress(sent);
+      return index < count ? { index, piece: file.slice(index * PIECE_BYTES, Math.min(file.size, (index + 1) * PIECE_BYTES)) } : null;
+    }
+  };
+}
+
+/** The pieces of something that comes in its own order and sizes, such as a download. */
+export function streamSource(stream: ReadableStream<Uint8Array<ArrayBuffer>>, lastModified?: number): ISource {
+  const reader = stream.getReader();
+  let rest: Uint8Array<ArrayBuffer> | null = null;
+  let index = 0;
+  let ended = false;
+  return {
+    lastModified,
+    take: async () => {
+      const parts: Uint8Array<ArrayBuffer>[] = [];
+      let bytes = 0;
+      while (bytes < PIECE_BYTES && !ended) {
+        if (!rest) {
+          const got = await reader.read();
+          ended = got.done;
+          rest = got.value ?? null;
+          continue;
+        }
+        const part: Uint8Array<ArrayBuffer> = rest.subarray(0, PIECE_BYTES - bytes);
+        rest = part.length < rest.length ? rest.subarray(part.length) : null;
+        parts.push(part);
+        bytes += part.length;
+      }
+      return bytes ? { index: index++, piece: new Blob(parts) } : null;
+    }
+  };
+}
+
+/**
+ * Send all pieces, three at a time. `known` are pieces that are there already; `onProgress` is called with the bytes that are there
+ * and all pieces so far. Rejects with the first error that trying again did not mend, or when aborted.
+ */
+export async function sendFile(
+  source: ISource, path: string, sender: ISender, signal: AbortSignal, onProgress: (bytes: number, chunks: (Chunk | null)[]) => void,
+  known: (Chunk | null)[] = []
+): Promise<NewFile> {
+  const chunks: (Chunk | null)[] = [...known];
+  let sent = known.reduce((sum, chunk) => sum + (chunk?.[1] ?? 0), 0);
+  let over = false;
+  let turn: Promise<unknown> = Promise.resolve();
+  const take = (): ReturnType<ISource['take']> => {
+    const mine = turn.then(() => (over ? null : source.take(index => !!chunks[index])));
+    turn = mine.catch(() => undefined);
+    return mine;
+  };
+  const work = async (): Promise<void> => {
+    for (let next = await take(); next; next = await take()) {
+      chunks[next.index] = await sendPiece(next.piece, sender, signal);
+      sent += next.piece.size;
+      onProgress(sent, chunks);
     }
   };
   try {
-    await Promise.all(Array.from({ length: Math.min(AT_ONCE, count) }, work));
+    await Promise.all(Array.from({ length: AT_ONCE }, work));
   } catch (error) {
-    next = count;
+    over = true;
     throw error;
   }
-  return { path, size_bytes: file.size, chunks, modified_unix_seconds: (file.lastModified ?? 0) / 1000 };
+  const all = chunks.map(chunk => chunk!);
+  const size = all.reduce((sum, chunk) => sum + chunk[1], 0);
+  return { path, size_bytes: size, chunks: all, modified_unix_seconds: (source.lastModified ?? 0) / 1000 };
 }
 
 async function sendPiece(piece: Blob, sender: ISender, signal: AbortSignal): Promise<Chunk> {

@@ -2,22 +2,13 @@
 
 import { closeIcon, downloadIcon, editIcon, fileIcon, fileUploadIcon, folderIcon } from '@jupyterlab/ui-components';
 import * as React from 'react';
-import { ApiError, errorText } from './api';
 import { askText, confirm, tried } from './dialogs';
 import { Action, ListBody, Note, RowList } from './parts';
 import { showFile } from './preview';
 import { FolderEntry } from './protocol';
 import { ITools, useList, useTools } from './tools';
-import { sendFile } from './upload';
+import { Transfers, useLabDrops, useTransfers, useUpload } from './volume_uploads';
 import { sizeText } from './words';
-
-interface ITransfer {
-  name: string;
-  size: number;
-  sent: number;
-  cancel(): void;
-  error?: string;
-}
 
 export function Folder(props: { volume: string; onChanged(): void }): JSX.Element {
   const tools = useTools();
@@ -26,16 +17,24 @@ export function Folder(props: { volume: string; onChanged(): void }): JSX.Elemen
   const [path, setPath] = React.useState('');
   const [over, setOver] = React.useState(false);
   const picker = React.useRef<HTMLInputElement>(null);
+  const into = React.useRef<string | undefined>(undefined);
+  const pick = (folder?: string): void => {
+    into.current = folder;
+    picker.current?.click();
+  };
   const list = useList(() => api.folder(volume, path), true, [api, volume, path]);
   const changed = (): void => {
     list.refresh();
     props.onChanged();
   };
-  const [transfers, upload] = useUploads(tools, volume, path, changed);
+  const transfers = useTransfers(volume);
+  const upload = useUpload(volume, path, changed);
+  const node = React.useRef<HTMLDivElement>(null);
+  useLabDrops(node, setOver, upload.paths);
   const join = (name: string): string => (path ? `${path}/${name}` : name);
   return (
     <div
-      className={over ? 'cb-folder cb-over' : 'cb-folder'}
+      ref={node} className={over ? 'cb-folder cb-over' : 'cb-folder'}
       onDragOver={event => {
         if (event.dataTransfer.types.includes('Files')) {
           event.preventDefault();
@@ -48,7 +47,7 @@ export function Folder(props: { volume: string; onChanged(): void }): JSX.Elemen
         event.preventDefault();
         event.stopPropagation();
         setOver(false);
-        void upload([...event.dataTransfer.files]);
+        upload.drop(event.dataTransfer);
       }}
     >
       <div className="cb-line cb-path">
@@ -62,18 +61,18 @@ export function Folder(props: { volume: string; onChanged(): void }): JSX.Elemen
           ))}
         </nav>
         <span className="cb-actions">
-          <Action icon={fileUploadIcon} label={trans.__('Upload files to %1', join('') || volume)} onClick={() => picker.current?.click()} />
+          <Action icon={fileUploadIcon} label={trans.__('Upload files to %1', join('') || volume)} onClick={() => pick()} />
         </span>
         <input
           ref={picker} type="file" multiple hidden aria-label={trans.__('Files to upload')}
           onChange={event => {
-            void upload([...(event.target.files ?? [])]);
+            upload.files([...(event.target.files ?? [])], into.current);
             event.target.value = '';
           }}
         />
       </div>
-      {transfers.map(one => <Transfer key={one.name} transfer={one} />)}
-      <ListBody list={list} rows={value => value.entries ?? []} empty={trans.__('Empty. Drop files here, or use the button above.')}>
+      <Transfers transfers={transfers} onPick={one => pick(one.path.slice(0, Math.max(0, one.path.lastIndexOf('/'))))} />
+      <ListBody list={list} rows={value => value.entries ?? []} empty={trans.__('Empty. Drop files here, from the desktop or the file browser, or use the button above.')}>
         {(rows, value) => (
           <>
             <RowList label={trans.__('Files of %1', join('') || volume)} rows={rows} rowHeight={30} rowKey={row => row.name}>
@@ -126,72 +125,6 @@ function Entry(props: { entry: FolderEntry; path: string; volume: string; onOpen
       </span>
     </div>
   );
-}
-
-function Transfer({ transfer }: { transfer: ITransfer }): JSX.Element {
-  const { trans } = useTools();
-  const percent = transfer.size ? Math.floor((transfer.sent / transfer.size) * 100) : 100;
-  return (
-    <div className="cb-transfer">
-      <div className="cb-line">
-        <span className="cb-text" title={transfer.name}>{transfer.name}</span>
-        <span className="cb-dim">{transfer.error ? '' : `${percent} %`}</span>
-        <Action icon={closeIcon} label={transfer.error ? trans.__('Close') : trans.__('Cancel the upload of %1', transfer.name)} onClick={transfer.cancel} />
-      </div>
-      {transfer.error ? <div className="cb-warning" role="alert">{transfer.error}</div> : <progress max={100} value={percent} aria-label={transfer.name} />}
-    </div>
-  );
-}
-
-type Uploads = [ITransfer[], (files: File[]) => Promise<void>];
-
-function useUploads(tools: ITools, volume: string, folder: string, done: () => void): Uploads {
-  const { trans, api } = tools;
-  const [transfers, setTransfers] = React.useState<ITransfer[]>([]);
-  const set = (name: string, change: Partial<ITransfer> | null): void =>
-    setTransfers(now => now.flatMap(one => (one.name !== name ? [one] : change ? [{ ...one, ...change }] : [])));
-  const one = async (file: File): Promise<void> => {
-    const path = folder ? `${folder}/${file.name}` : file.name;
-    const stop = new AbortController();
-    const cancel = (): void => {
-      stop.abort();
-      set(path, null);
-    };
-    setTransfers(now => [...now.filter(other => other.name !== path), { name: path, size: file.size, sent: 0, cancel }]);
-    const sender = {
-      send: (piece: Blob, signal: AbortSignal) => api.chunk(volume, piece, signal),
-      pause: (milliseconds: number) => new Promise<void>(resolve => setTimeout(resolve, milliseconds))
-    };
-    try {
-      const sent = await sendFile(file, path, sender, stop.signal, bytes => set(path, { sent: bytes }));
-      await publish(tools, volume, sent);
-      set(path, null);
-      done();
-    } catch (error) {
-      if (!stop.signal.aborted) {
-        set(path, { error: trans.__('Not uploaded: %1', errorText(error)) });
-      }
-    }
-  };
-  return [transfers, async files => {
-    for (const file of files) {
-      await one(file);
-    }
-  }];
-}
-
-/** Commit an uploaded file; what is there is replaced only when the person says so. */
-async function publish({ trans, api }: ITools, volume: string, file: Awaited<ReturnType<typeof sendFile>>): Promise<void> {
-  try {
-    await api.change(volume, { files: [file] });
-  } catch (error) {
-    if (!(error instanceof ApiError && error.info.code === 'request.conflict')) {
-      throw error;
-    }
-    if (await confirm(trans, trans.__('Replace %1?', file.path), trans.__('It is in the volume already.'), trans.__('Replace'))) {
-      await api.change(volume, { files: [file], overwrite: true });
-    }
-  }
 }
 
 function download({ api }: ITools, volume: string, path: string): void {

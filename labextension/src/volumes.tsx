@@ -4,7 +4,7 @@ import { addIcon, caretDownIcon, caretRightIcon, closeIcon, editIcon, linkIcon }
 import * as React from 'react';
 import { ApiError } from './api';
 import { askText, confirm, tried } from './dialogs';
-import { Action, ListBody, RowList, Section } from './parts';
+import { Action, ListBody, RowList, Section, UsedBy } from './parts';
 import { Status, VolumeRow } from './protocol';
 import { ITools, useList, useTools } from './tools';
 import { Folder } from './volume_folder';
@@ -38,7 +38,7 @@ export function Volumes(props: { status: Status | null; open: boolean }): JSX.El
         }
       >
         {() => (
-          <RowList label={trans.__('Volumes')} rows={rows} rowHeight={52} rowKey={row => row.id}>
+          <RowList label={trans.__('Volumes')} rows={rows} rowHeight={72} rowKey={row => row.id}>
             {row => <Volume row={row} open={row.name === opened} onOpen={setOpened} refresh={list.refresh} />}
           </RowList>
         )}
@@ -110,8 +110,8 @@ function Volume({ row, open, onOpen, refresh }: { row: VolumeRow; open: boolean;
           {sizeText(row.size_bytes ?? 0)} · {trans._n('%1 file', '%1 files', count)}
           {path ? ` · ${path}` : ''}
         </span>
-        {row.used_by?.length ? <span title={row.used_by.join('\n')}>{trans.__('in use')}</span> : null}
       </div>
+      <UsedBy users={row.used_by} />
     </>
   );
 }

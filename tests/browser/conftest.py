@@ -6,11 +6,13 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from bench.harness import House, house
 
-from .lab import CHROMIUM_FLAGS, LabServer, lab_server, new_page
+from .lab import CHROMIUM_FLAGS, WAIT_MS, LabServer, lab_server, new_page
+
+expect.set_options(timeout=WAIT_MS)  # five seconds are little on a machine that others use too
 
 
 @pytest.fixture(scope="module")

@@ -78,8 +78,8 @@ def wait_listening(url: str, seconds: float = 60.0) -> None:
 
 
 @contextlib.contextmanager
-def lab_server(house: House, *, theme: str = "JupyterLab Light") -> Iterator[LabServer]:
-    """Start JupyterLab on a fresh folder, with settings of its own; ended by its pid."""
+def lab_server(house: House, *, theme: str = "JupyterLab Light", disabled: Sequence[str] = ()) -> Iterator[LabServer]:
+    """Start JupyterLab on a fresh folder, with settings of its own, without the `disabled` front-end extensions; ended by its pid."""
     place = house.folder / f"lab-{secrets.token_hex(4)}"
     folder = place / "notebooks"
     folder.mkdir(parents=True)
@@ -89,6 +89,9 @@ def lab_server(house: House, *, theme: str = "JupyterLab Light") -> Iterator[Lab
     (settings / "notification.jupyterlab-settings").write_text(
         json.dumps({"fetchNews": "false", "checkForUpdates": False})
     )
+    labconfig = place / "config" / "labconfig"
+    labconfig.mkdir(parents=True)
+    (labconfig / "page_config.json").write_text(json.dumps({"disabledExtensions": dict.fromkeys(disabled, True)}))
     environment = {
         **os.environ, **house.environment, "JUPYTER_RUNTIME_DIR": str(place / "runtime"),
         "JUPYTER_CONFIG_DIR": str(place / "config"), "JUPYTER_DATA_DIR": str(place / "data"),

@@ -23,6 +23,9 @@ while True:
     sum(range(2_000_000)); time.sleep(0.05)"""
 SMALL = "%%modal gpu=T4\nnumber = 42"
 PARK = "%modal park"
+THEMES = (
+    ("light", "JupyterLab Light"), ("dark", "JupyterLab Dark"), ("contrast", "JupyterLab Dark High Contrast"),
+)  # fmt: skip
 SECTIONS = ("now", "machines", "volumes", "secrets", "schedules", "cost")
 
 
@@ -53,12 +56,14 @@ def fill(place: House, folder: Path) -> None:
 def take(page: Page, target: Path, ending: str) -> None:
     """Each section by itself, and the whole window."""
     page.screenshot(path=target / f"panel-{ending}.png")
+    if ending == "contrast":
+        return
     for section in SECTIONS:
         button = page.locator(f'[data-section="{section}"] .cb-section-button')
         if button.get_attribute("aria-expanded") == "false":
             button.click()
-        if section == "volumes" and (one := page.get_by_role("button", name="datasets", exact=True)).count():
-            one.first.click()
+        if section == "volumes":
+            page.get_by_role("button", name="datasets", exact=True).first.click()
             page.get_by_role("button", name="digits", exact=True).click()
             page.get_by_text("labels.csv").wait_for()
         page.wait_for_timeout(1500)
@@ -74,7 +79,7 @@ def main(target: Path) -> None:
         data.mkdir(mode=0o700)
         (data / "first-use-told").touch()
         chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM_FLAGS)
-        for ending, theme in (("light", "JupyterLab Light"), ("dark", "JupyterLab Dark")):
+        for ending, theme in THEMES:
             with lab_server(place, theme=theme) as server:
                 page = chromium.new_context(viewport={"width": 1100, "height": 900}, device_scale_factor=2).new_page()
                 page.set_default_timeout(4 * WAIT_MS)
@@ -89,6 +94,10 @@ def main(target: Path) -> None:
                     kernel.check(PARK)
                     kernel.close()
                     fill(place, server.folder)
+                page.request.put(
+                    f"{server.url}/cellburst/budget", data={"usd_per_month": "5"},
+                    headers={"Authorization": f"token {server.token}"},
+                )  # fmt: skip
                 cell = notebook.run(0)
                 cell.locator(".jp-OutputArea-output", has_text="training").wait_for(timeout=WAIT_MS)
                 page.get_by_role("tab", name="Cellburst").click()

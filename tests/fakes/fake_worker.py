@@ -53,21 +53,25 @@ from cellburst_protocol.messages import (
     Joined,
     JoinWorker,
     Message,
+    NameGroup,
     NamesData,
     NamesNeeded,
     Numbered,
     ParkContainer,
     ParkedInfo,
+    ParkedNames,
     ParkFailed,
     PhaseTime,
     RemoteName,
     RunCell,
+    SendParked,
     SideReply,
     SideRequest,
     SnapshotUsage,
     StartContainer,
     StartKind,
     StopContainer,
+    Waiting,
     encode,
 )
 from cellburst_protocol.peer import Peer, Stream, StreamEnded
@@ -116,6 +120,7 @@ class FakeWorker:
         gpus: Sequence[str] = ("A100-80GB",),
         cpu: float = 64,
         memory_mib: int = 262144,
+        hostname: str = "",
     ) -> None:
         self.url = url.replace("http", "ws", 1) + "/link"
         self.token = token
@@ -126,7 +131,11 @@ class FakeWorker:
         ]
         engine = EngineInfo(name="fake", isolates=False, warning="the fake engine isolates nothing")
         self.inventory = Inventory(
-            hostname=socket.gethostname(), cpu_cores=cpu, memory_mib=memory_mib, gpus=shown, engines=[engine]
+            hostname=hostname or socket.gethostname(),
+            cpu_cores=cpu,
+            memory_mib=memory_mib,
+            gpus=shown,
+            engines=[engine],
         )
         self.pid = os.getpid()
         self.instance = "fake-1"
@@ -139,6 +148,8 @@ class FakeWorker:
         self.phases: list[PhaseTime] = []  # of starts, where a test says more than the usual one
         self.parked: dict[str, ParkedInfo] = {}
         self.parks_asked: list[ParkContainer] = []
+        self.waiting: list[Waiting] = []
+        self.names_refused: CellburstError | None = None  # SendParked
         self.forgotten: list[str] = []
         self.may_dial = asyncio.Event()  # cleared: stays away after a lost link
         self.may_dial.set()
@@ -277,6 +288,13 @@ class FakeWorker:
                 self._park(message)
             case ForgetParked():
                 self.forget(message.parked)
+            case SendParked():
+                if self.names_refused is not None:
+                    raise self.names_refused
+                info = self.parked[message.parked]
+                return ParkedNames(groups=[NameGroup(names=info.names, hash="h", parts=[])], lost=info.lost)
+            case Waiting():
+                self.waiting.append(message)
             case StopContainer():
                 if message.container in self.containers:
                     self.end(message.container, message.reason)
@@ -297,6 +315,8 @@ class FakeWorker:
             info = self.parked.get(container.start.parked)
             start = self.resumes_by if info is not None else "boot"
             lost = info.lost if info is not None and start == "names" else []
+        if container.start.names is not None:
+            start, lost = "names", container.start.names.lost
         detail = {"snapshot": "session", "template": "template"}.get(start, "")
         phases = self.phases or [PhaseTime(name="restore" if detail else "boot", seconds=0.01, detail=detail)]
         container.emit(

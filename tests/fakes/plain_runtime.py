@@ -22,7 +22,9 @@ from cellburst_runtime.assignment import Sources, Unlike
 from cellburst_runtime.cgroups import Cgroups
 from cellburst_runtime.engine import CheckpointFailed, ContainerExit, ContainerSpec, Usage
 from cellburst_runtime.fork_servers import ForkServers
-from cellburst_runtime.image_build import BuiltImage, Files, Log
+from cellburst_runtime.image_build import BuiltImage, Files
+from cellburst_runtime.image_logs import Log
+from cellburst_runtime.image_secrets import BuildSecrets
 from cellburst_runtime.images import Images, cannot_run
 from cellburst_runtime.snapshots import LiveFile, SnapshotStore
 
@@ -61,6 +63,9 @@ class PlainContainer:
     async def usage(self) -> Usage:
         """Fixed figures."""
         return Usage(1.0, 64 << 20, 128 << 20)
+
+    def spare_memory(self, more_mib: int) -> None:
+        """There are no limits."""
 
     async def checkpoint(self, folder: Path) -> None:
         """What the runtime says: a plain process cannot be written to disk. Or what a test says."""
@@ -197,7 +202,9 @@ class PlainRuntime:
         """Fixed figures."""
         return [GpuUsage(uuid=uuid, utilization_ratio=0.5, simulated=True) for uuid in uuids]
 
-    async def build_image(self, request: StartContainer, files: Files, log: Log) -> BuiltImage | None:
+    async def build_image(
+        self, request: StartContainer, files: Files, log: Log, secrets: BuildSecrets | None = None
+    ) -> BuiltImage | None:
         """The runtime's refusal: a plain process has no image."""
         if request.recipe is None:
             return None

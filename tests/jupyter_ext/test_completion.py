@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 
 from cellburst_jupyter.completion import as_sent, complete_line, merged, shifted
+from cellburst_jupyter.completion_names import KEPT_SECONDS, Later
+from cellburst_protocol.errors import ErrorCode, error
 
 
 @pytest.mark.parametrize(
@@ -14,6 +19,7 @@ from cellburst_jupyter.completion import as_sent, complete_line, merged, shifted
         ("%%modal --gp", ["--gpu="], 8),
         ("%%modal de", ["detach"], 8),
         ("%%modal gpu=A100-", ["A100-40GB", "A100-80GB"], 12),
+        ("%%modal --gpu=A100-", ["A100-40GB", "A100-80GB"], 14),
         ("%%modal gpu=H100,l4", ["L4", "L40S", "L40"], 17),
         ("%%modal session=t", ["train"], 16),
         ("%%modal network=", ["outbound", "none"], 16),
@@ -24,6 +30,63 @@ from cellburst_jupyter.completion import as_sent, complete_line, merged, shifted
 def test_line(before: str, wanted: list[str], start: int) -> None:
     matches, at = complete_line(before, [], ["train"], ["frame", "x"])
     assert (matches, at) == (wanted, start)
+
+
+@pytest.mark.parametrize(
+    ("before", "wanted", "typed"),
+    [
+        ("%%modal volumes=", [], ""),
+        ("%%modal volumes=/data", [], ""),
+        ("%%modal volumes=/data:", ["datasets", "models"], ""),
+        ("%%modal volumes=/data:da", ["datasets"], "da"),
+        ("%%modal volumes=/data:datasets,/m:mo", ["models"], "mo"),
+        ("%%modal volumes=/data:datasets:r", ["ro"], "r"),
+        ("%%modal secrets=", ["hub", "warehouse"], ""),
+        ("%%modal --secrets=hub,", ["warehouse"], ""),
+        ("%%modal secrets=w", ["warehouse"], "w"),
+        ("%%modal secrets=hub:KEY,w", ["warehouse"], "w"),
+        ("%%modal gpu=T4 secrets=none", [], "none"),
+    ],
+)
+def test_volumes_and_secrets_by_name(before: str, wanted: list[str], typed: str) -> None:
+    there = {"volumes": ["datasets", "models"], "secrets": ["hub", "warehouse"]}
+    assert complete_line(before, [], [], [], [], there.__getitem__) == (wanted, len(before) - len(typed))
+
+
+def test_names_are_asked_for_only_where_they_are_needed() -> None:
+    def never(key: str) -> list[str]:
+        raise AssertionError(key)
+
+    assert complete_line("%%modal gpu=A100-", [], [], [], [], never)[0]
+    assert complete_line("%%modal vol", [], [], [], [], never)[0] == ["volumes="]
+
+
+def test_a_list_that_is_slow_is_there_at_the_next_key() -> None:
+    gate, now = threading.Event(), [0.0]
+    asked: list[str] = []
+
+    def ask() -> list[str]:
+        asked.append("")
+        gate.wait(30)
+        return ["name"]
+
+    later = Later(ask, lambda: now[0])
+    assert later.names() == []  # not waited for
+    gate.set()
+    deadline = time.monotonic() + 30
+    while later.names() != ["name"]:
+        assert time.monotonic() < deadline
+    assert len(asked) == 1
+    now[0] = KEPT_SECONDS + 1
+    later.names()
+    assert len(asked) == 2
+
+
+def test_a_list_that_cannot_be_asked_has_no_names() -> None:
+    def ask() -> list[str]:
+        raise error(ErrorCode.GATEWAY_DOWN, "no gateway")
+
+    assert Later(ask).names() == []
 
 
 def test_images_are_completed_by_the_variables_that_hold_one() -> None:

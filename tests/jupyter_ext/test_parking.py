@@ -253,3 +253,32 @@ def test_what_is_kept_in_words() -> None:
     assert usage_text(usage) == "2 parked 3.0 GB, 1 template 1.0 MB, at most 10.0 GB together"
     warm = m.SnapshotUsage(warm=[m.WarmContainer(id="c", image="i", memory_mib=2048)])
     assert usage_text(warm) == "0 parked 0 B, 0 templates 0 B, 1 warm with 2.0 GiB of memory"
+
+
+def test_resume_brings_a_parked_session_back_without_a_cell_of_ones_own(
+    gateway: FakeKernelGateway, notebook: Notebook
+) -> None:
+    gateway.scripts.update(first=makes_big, ok=resuming("snapshot"))
+    notebook.run("%%modal gpu=A100 memory=2GiB\n#!first\nbig = 1")
+    session = gateway.sessions["default"]
+    had = session.cells[0].request.resources
+    row = m.SessionRow(
+        id="s-1",
+        notebook="n",
+        name="default",
+        state=SessionState.IDLE,
+        kernel_id=session.opened.kernel_id,
+        container=BOX,
+    )
+    gateway.answers[m.FindSession] = m.SessionFound(sessions=[row])
+    reply, output = notebook.run("%modal resume")
+    assert reply["status"] == "ok" and "is not parked: it is idle" in lines(output)
+    assert len(session.cells) == 1
+    parked = m.ParkedInfo(id="p-1", session="s-1", resources=had)
+    gateway.tell(session, lambda: session.park(parked))
+    row.state, row.container, row.parked = SessionState.PARKED, None, parked
+    reply, output = notebook.run("%modal resume")
+    assert reply["status"] == "ok" and "session 'default' is back" in lines(output)
+    request = session.cells[1].request
+    assert request.code.endswith("\npass") and request.resources is not None and had is not None
+    assert (request.resources.gpus, request.resources.memory_mib) == (had.gpus, had.memory_mib)

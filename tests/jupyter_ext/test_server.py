@@ -177,6 +177,24 @@ def test_a_file_comes_back_as_it_went(user: Client, volume: str, size: int) -> N
     assert f"{size}.bin" in names
 
 
+def test_an_upload_that_goes_on_is_told_which_pieces_are_missing(user: Client, volume: str) -> None:
+    piece = user.ask("POST", f"volumes/{volume}/chunks", b"a piece of a file").json[0]
+    other = "0" * 64
+    answer = user.ask("POST", f"volumes/{volume}/chunks/missing", {"hashes": [piece, other]})
+    assert (answer.status, answer.json["hashes"]) == (200, [other])
+    assert user.ask("POST", f"volumes/{volume}/chunks/missing", {"hashes": ["x"]}).status == 400
+    assert user.ask("POST", f"volumes/{volume}/chunks/missing", {"hashes": 3}).status == 400
+
+
+def test_a_months_budget_goes_to_the_gateway_and_comes_back(user: Client) -> None:
+    assert user.ask("PUT", "budget", {"usd_per_month": "$40"}).status == 200
+    assert user.ask("GET", "spending").json["budget_usd_per_month"] == "40"
+    wrong = user.ask("PUT", "budget", {"usd_per_month": "lots"})
+    assert wrong.status == 400 and "more than 0" in wrong.json["allowed"]
+    assert user.ask("PUT", "budget", {}).status == 200
+    assert "budget_usd_per_month" not in user.ask("GET", "spending").json
+
+
 def test_what_is_there_is_replaced_only_when_asked_for(user: Client, volume: str) -> None:
     assert put(user, volume, "kept.txt", b"mine") == 200
     assert put(user, volume, "kept.txt", b"other") == 409

@@ -57,7 +57,7 @@ def test_jupyterlabs_own_packages_are_not_built_in() -> None:
 
 
 def test_colours_are_the_themes() -> None:
-    css = (ROOT / "labextension/style/base.css").read_text()
+    css = "".join(path.read_text() for path in (ROOT / "labextension/style").glob("*.css"))
     assert not re.search(r"#[0-9a-fA-F]{3,8}\b|\brgba?\(|\bhsla?\(", css)
     for path in SOURCES:
         if path.suffix == ".tsx":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cellburst import FilePatternMatcher, Image
+from cellburst import FilePatternMatcher, Image, Secret
 from cellburst.image import Recipe
 from cellburst_protocol.errors import ErrorCode, RequestError
 from cellburst_protocol.images import (
@@ -28,6 +28,7 @@ from cellburst_protocol.images import (
     UvSync,
     Workdir,
     layer_keys,
+    secrets_of,
 )
 
 BASE = Image.debian_slim("3.11")
@@ -259,3 +260,27 @@ def test_the_mirror_names_what_is_installed_here(tmp_path: Path) -> None:
 def test_ignore_patterns_are_dockers(patterns: list[str], path: str, ignored: bool) -> None:
     assert FilePatternMatcher(*patterns)(Path(path)) is ignored
     assert (~FilePatternMatcher(*patterns))(Path(path)) is not ignored
+
+
+def test_a_mirror_with_steps_behind_it_is_built_everywhere(tmp_path: Path) -> None:
+    assert not made(Image.mirror().apt_install("git"), tmp_path).recipe.mirror
+
+
+def test_secrets_of_steps_are_named(tmp_path: Path) -> None:
+    hub = Secret.from_name("hub", required_keys=["TOKEN"])
+    image = Image.from_registry("example.org/a:1", secret=hub).run_commands("true", secrets=[hub])
+    steps = made(image.run_function(os.getcwd, secrets=[Secret.from_name("db")]), tmp_path).recipe.steps
+    assert secrets_of(steps) == ["hub:TOKEN", "db"]
+    first, second, third = steps
+    assert isinstance(first, FromRegistry) and first.secret == "hub:TOKEN"
+    assert isinstance(second, RunCommands) and second.secrets == ["hub:TOKEN"]
+    assert isinstance(third, RunFunction) and third.secrets == ["db"]
+    values = Secret.from_dict({"TOKEN": "hf_thevalue"})
+    refused(lambda: BASE.run_commands("true", secrets=[values]), "has no name")
+    refused(lambda: Image.from_registry("a:1", secret=values), "has no name")
+    refused(lambda: BASE.run_commands("true", secrets=["hub"]), "str is no secret")  # type: ignore[list-item]
+
+
+def test_what_a_step_cannot_have_is_refused_with_what_to_do() -> None:
+    refused(lambda: BASE.run_commands("true", gpu="A100"), "no lease", ErrorCode.NOT_YET)
+    refused(lambda: BASE.run_function(os.getcwd, volumes={"/v": object()}), "sees the image only", ErrorCode.NOT_YET)

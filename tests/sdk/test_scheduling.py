@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -74,17 +75,38 @@ def test_parameters_and_whom_to_tell() -> None:
     assert notify_of("jupyter").channel == "jupyter" and notify_of("https://x:8443").target == "https://x:8443"
 
 
-def test_a_draft_takes_the_first_modal_line_unless_it_is_told(tmp_path: Path) -> None:
-    path = save(tmp_path, "x = 1", "%%modal gpu=A100 memory=8GiB\ny = x")
-    made = draft(path, MIRROR, Asked(every="1d"))
-    assert (
-        str(made.spec.resources.gpus[0]) == "A100"
-        and made.spec.resources.memory_mib == 8192
-        and "cell 2" in made.notes[0]
-    )
-    assert [str(gpu) for gpu in draft(path, MIRROR, Asked(every="1d", gpu="T4")).spec.resources.gpus] == ["T4"]
+def test_modal_cells_have_machines_of_their_own_or_share_the_first_line_s(tmp_path: Path) -> None:
+    path = save(tmp_path, "x = 1", "%%modal gpu=A100 memory=8GiB secrets=hf,db:KEY volumes=/data:sets\ny = x")
+    own = draft(path, MIRROR, Asked(every="1d"))
+    assert own.spec.modal_cells == "own" and own.spec.resources.gpus == () and own.notes == []
+    assert own.spec.cell_secrets == ["db", "hf"] and own.spec.cell_volumes == ["sets"] and own.spec.secrets == []
+    same = draft(path, MIRROR, Asked(every="1d", modal_cells="same"))
+    assert str(same.spec.resources.gpus[0]) == "A100" and same.spec.resources.memory_mib == 8192
+    assert "cell 2" in same.notes[0] and same.spec.cell_secrets == []
+    for how in ("own", "same"):
+        given = draft(path, MIRROR, Asked(every="1d", gpu="T4", modal_cells=how))
+        assert [str(gpu) for gpu in given.spec.resources.gpus] == ["T4"]
     with pytest.raises(CellburstError, match="no code cell"):
         draft(save(tmp_path), MIRROR, Asked(every="1d"))
+
+
+def test_an_environment_without_cellburst_has_no_machines_for_cells(tmp_path: Path) -> None:
+    path = save(tmp_path, "x = 1", "%%modal gpu=A100\ny = x")
+    bare = msgspec.structs.replace(MIRROR, packages={"numpy": "2.0"})
+    made = draft(path, bare, Asked(every="1d"))
+    assert made.spec.modal_cells == "same" and str(made.spec.resources.gpus[0]) == "A100"
+    assert "has no cellburst" in made.notes[0]
+    full = msgspec.structs.replace(MIRROR, packages={"cellburst": "1.0"})
+    assert draft(path, full, Asked(every="1d")).spec.modal_cells == "own"
+
+
+def test_what_the_notebook_s_metadata_names_counts_for_its_modal_cells(tmp_path: Path) -> None:
+    path = tmp_path / "report.ipynb"
+    made = book("%%modal gpu=A100\nx = 1", "%%modal secrets=none\nx = 1")
+    made["metadata"] = {"cellburst": {"volumes": {"/data": "sets"}, "secrets": ["hf"]}}
+    path.write_text(json.dumps(made))
+    spec = draft(path, MIRROR, Asked(every="1d")).spec
+    assert spec.cell_secrets == ["hf"] and spec.cell_volumes == ["sets"]
 
 
 # -- frozen -------------------------------------------------------------------------------------------------------------
@@ -128,10 +150,10 @@ def test_a_folder_that_is_too_large_says_what_is(tmp_path: Path, monkeypatch: py
 # -- preflight ----------------------------------------------------------------------------------------------------------
 
 
-def found(*cells: str, network: str = "outbound", gpu: str = "") -> list[str]:
+def found(*cells: str, network: str = "outbound", gpu: str = "", own: bool = False) -> list[str]:
     around = Surroundings(
         "/home/ann/work", lambda path: path.startswith("/home/ann/work/"), frozenset({"helper"}), lambda module: module in ("numpy", "requests"),
-        frozenset({"HOME"}), network, gpu,
+        frozenset({"HOME"}), network, gpu, own_machines=own, cell_variables=frozenset({"HOME", "HF_TOKEN"}),
     )  # fmt: skip
     return [f"{finding.kind} {finding.line()}" for finding in preflight(book(*cells), around)]
 
@@ -177,6 +199,15 @@ def test_modal_cells_among_plain_ones_are_told_by_number() -> None:
     lines = found("x = 1", "%%modal gpu=A100\ny = x", gpu="T4")
     assert "cells 2 are %%modal cells" in lines[0] and "gpu=A100; the run has gpu=T4" in lines[1]
     assert found("%%modal gpu=A100\ny = 1", gpu="A100") == []
+
+
+def test_modal_cells_on_machines_of_their_own_have_their_own_surroundings() -> None:
+    token = "import os\nos.environ['HF_TOKEN']"
+    assert found("x = 1", f"%%modal gpu=A100\n{token}", gpu="T4", own=True) == []
+    assert "HF_TOKEN is not set" in found(token, own=True)[0]
+    assert found("%%modal\n!pip install x", network="none", own=True) == []
+    assert "needs a network" in found("%%modal network=none\n!pip install x", own=True)[0]
+    assert "two are needed at once" in found("x = 1", "%%modal gpu=T4\ny = x", gpu="T4", own=True)[0]
 
 
 # -- services -----------------------------------------------------------------------------------------------------------

@@ -453,6 +453,11 @@ def test_the_command_does_all_that(api: VolumeApi, tmp_path: Path) -> None:
     assert "already" in run("create", "shelf", code=1)
     assert "1 file, 5 B" in run("put", "shelf", str(tmp_path / "src"), "/d")
     run("put", "shelf", str(tmp_path / "src/a.txt"), "e/")
+    run("put", "shelf", str(tmp_path / "src"))  # under its own name, as Modal's does
+    assert json.loads(run("ls", "shelf", "src", "--json"))[0]["path"] == "src/a.txt"
+    run("rm", "shelf", "src", "-r")
+    run("put", "shelf", f"{tmp_path}/src/")  # without a name: its content
+    run("rm", "shelf", "a.txt")
     assert [e["path"] for e in json.loads(run("ls", "shelf", "-r", "--json"))] == ["d", "d/a.txt", "e", "e/a.txt"]
     assert "a.txt" in run("ls", "shelf", "d")
     assert run("get", "shelf", "d/a.txt", "-") == "hello"

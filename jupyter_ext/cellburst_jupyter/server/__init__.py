@@ -4,7 +4,11 @@
     settings.py      what an operator may set
     gateway.py       the link to the gateway and requests to its HTTP routes; its token stays here
     base.py          what all handlers share: login, permission, XSRF, errors as JSON
-    actions.py       REST: status, sessions, cost, secrets, schedules
+    actions.py       REST: status, sessions, cost, secrets
+    schedules.py     REST: schedules
+    schedule_books.py the notebooks and environments that they are made of
+    runs.py          REST: runs and their notebooks
+    schedule_form.py what the form of a schedule begins with and says
     live.py          the WebSocket of a window: what runs, told at once and at most once a second
     volumes.py       REST: volumes and their files
     transfers.py     a file's chunks to and from the gateway, a few megabytes at a time

@@ -1,4 +1,4 @@
-"""REST beside the live figures: status, sessions, cost, secrets, schedules."""
+"""REST beside the live figures: status, sessions, cost, secrets."""
 
 from __future__ import annotations
 
@@ -8,28 +8,20 @@ from tornado.web import authenticated
 
 from cellburst_protocol.messages import (
     CostReport,
-    DeleteSchedule,
     DeleteSecret,
     Done,
     GetCost,
     GetLogs,
     GetSpending,
     GetStatus,
-    ListRuns,
-    ListSchedules,
     ListSecrets,
     Logs,
     ParkSession,
-    PauseSchedule,
     PutSecret,
-    RunInfo,
-    RunList,
-    RunSchedule,
-    ScheduleInfo,
-    ScheduleList,
     SecretList,
     SecretRow,
     SessionParked,
+    SetBudget,
     Spending,
     Status,
     StopSession,
@@ -115,6 +107,23 @@ class SpendingHandler(Base):
         self.answer(await self.gateway.ask(GetSpending(since_unix_seconds=since), Spending))
 
 
+class Budget(msgspec.Struct, kw_only=True):
+    """What a month may cost, "" for nothing said."""
+
+    usd_per_month: str = ""
+
+
+class BudgetHandler(Base):
+    """PUT budget."""
+
+    @authenticated
+    @authorized
+    async def put(self) -> None:
+        """Keep it."""
+        await self.gateway.ask(SetBudget(usd_per_month=self.body(Budget).usd_per_month), Done)
+        self.answer({})
+
+
 class NewSecret(msgspec.Struct, kw_only=True):
     """What the form sends; the only way of a value is inward."""
 
@@ -150,53 +159,3 @@ class SecretHandler(Base):
         """Remove it."""
         await self.gateway.ask(DeleteSecret(name=name), Done)
         self.answer({})
-
-
-class SchedulesHandler(Base):
-    """GET schedules."""
-
-    @authenticated
-    @authorized
-    async def get(self) -> None:
-        """All of them."""
-        self.answer(await self.gateway.ask(ListSchedules(), ScheduleList))
-
-
-class Paused(msgspec.Struct, kw_only=True):
-    """A change of a schedule."""
-
-    paused: bool
-
-
-class ScheduleHandler(Base):
-    """PATCH and DELETE schedules/ID."""
-
-    @authenticated
-    @authorized
-    async def patch(self, schedule: str) -> None:
-        """Pause it or let it go on."""
-        asked = PauseSchedule(schedule=schedule, paused=self.body(Paused).paused)
-        self.answer(await self.gateway.ask(asked, ScheduleInfo))
-
-    @authenticated
-    @authorized
-    async def delete(self, schedule: str) -> None:
-        """Delete it and its runs."""
-        await self.gateway.ask(DeleteSchedule(schedule=schedule), Done)
-        self.answer({})
-
-
-class ScheduleRunsHandler(Base):
-    """GET and POST schedules/ID/runs."""
-
-    @authenticated
-    @authorized
-    async def get(self, schedule: str) -> None:
-        """Its runs, newest first."""
-        self.answer(await self.gateway.ask(ListRuns(schedule=schedule), RunList))
-
-    @authenticated
-    @authorized
-    async def post(self, schedule: str) -> None:
-        """Run it now."""
-        self.answer(await self.gateway.ask(RunSchedule(schedule=schedule), RunInfo))

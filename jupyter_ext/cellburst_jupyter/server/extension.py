@@ -6,9 +6,10 @@ from typing import Any
 
 from jupyter_server.utils import url_path_join
 
-from . import actions, volumes
+from . import actions, runs, schedules, volumes
 from .gateway import Gateway
 from .live import LiveHandler, Watcher
+from .schedule_books import Notebooks
 from .settings import CellburstServer
 from .transfers import Volumes
 
@@ -19,6 +20,7 @@ ONE = r"([^/]+)"  # a name or id, percent-encoded
 def routes(gateway: Gateway, watcher: Watcher, options: CellburstServer) -> list[tuple[str, type[Any], dict[str, Any]]]:
     """Every route there is, below `BASE_URL/cellburst/`."""
     both = {"gateway": gateway, "options": options}
+    books = both | {"books": Notebooks(gateway)}
     files = both | {"volumes": Volumes(gateway)}
     return [
         (r"status", actions.StatusHandler, both),
@@ -28,14 +30,22 @@ def routes(gateway: Gateway, watcher: Watcher, options: CellburstServer) -> list
         (rf"sessions/{ONE}/logs", actions.LogsHandler, both),
         (r"cost", actions.CostHandler, both),
         (r"spending", actions.SpendingHandler, both),
+        (r"budget", actions.BudgetHandler, both),
         (r"secrets", actions.SecretsHandler, both),
         (rf"secrets/{ONE}", actions.SecretHandler, both),
-        (r"schedules", actions.SchedulesHandler, both),
-        (rf"schedules/{ONE}", actions.ScheduleHandler, both),
-        (rf"schedules/{ONE}/runs", actions.ScheduleRunsHandler, both),
+        (r"schedules", schedules.SchedulesHandler, books),
+        (r"schedules/preview", schedules.PreviewHandler, books),
+        (r"schedules/look", schedules.LookHandler, books),
+        (rf"schedules/{ONE}", schedules.ScheduleHandler, books),
+        (rf"schedules/{ONE}/take", schedules.TakeHandler, books),
+        (rf"schedules/{ONE}/runs", schedules.ScheduleRunsHandler, books),
+        (r"runs", runs.RunsHandler, both),
+        (rf"runs/{ONE}", runs.RunHandler, both),
+        (rf"runs/{ONE}/notebook", runs.RunNotebookHandler, both),
         (r"volumes", volumes.VolumesHandler, files),
         (rf"volumes/{ONE}", volumes.VolumeHandler, files),
         (rf"volumes/{ONE}/chunks", volumes.ChunksHandler, files),
+        (rf"volumes/{ONE}/chunks/missing", volumes.MissingHandler, files),
         (rf"volumes/{ONE}/files", volumes.FilesHandler, files),
         (rf"volumes/{ONE}/files/(.+)", volumes.FileHandler, files),
         (r"live", LiveHandler, {"watcher": watcher}),

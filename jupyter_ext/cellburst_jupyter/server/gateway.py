@@ -17,6 +17,7 @@ from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo, erro
 from cellburst_protocol.messages import Message
 
 if TYPE_CHECKING:
+    from cellburst.blobs import BlobClient
     from cellburst.endpoint import Endpoint
     from cellburst.link import Link
 
@@ -74,6 +75,14 @@ class Gateway:
             self._http.close()
             self._http = None
         await self._drop()
+
+    async def blobs(self) -> BlobClient:
+        """For values that go to the gateway whole; its methods block. Raises CellburstError (GATEWAY_DOWN)."""
+        from cellburst.blobs import BlobClient
+
+        link = await self._connected()
+        assert link.endpoint is not None and link.welcome is not None
+        return BlobClient(link.endpoint, link.welcome)
 
     async def endpoint(self) -> Endpoint:
         """Where it is now. Raises CellburstError (GATEWAY_DOWN)."""

@@ -200,6 +200,8 @@ class Volumes:
         files: VolumeFiles = await asyncio.to_thread(decoded, body, VolumeFiles)
         if files.version < kept.version:  # another volume has that name now
             return await self._current(volume)
+        if files.whole:
+            kept.entries.clear()
         for entry in files.entries:
             if entry.deleted:
                 kept.entries.pop(entry.path, None)

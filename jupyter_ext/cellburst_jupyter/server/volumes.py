@@ -15,7 +15,7 @@ from tornado.iostream import StreamClosedError
 from tornado.web import authenticated
 
 from cellburst_protocol.errors import CellburstError, ErrorCode, error
-from cellburst_protocol.volumes import CreateVolume, RenameVolume, VolumeList, VolumeRow, check_name
+from cellburst_protocol.volumes import ChunkHashes, CreateVolume, RenameVolume, VolumeList, VolumeRow, check_name
 
 from .base import Base
 from .gateway import decoded
@@ -84,6 +84,17 @@ class ChunksHandler(_Volumes):
     async def post(self, name: str) -> None:
         """Take a piece of a file; answered with its hash and size."""
         self.answer(await self.volumes.put_chunk(self.request.body))
+
+
+class MissingHandler(_Volumes):
+    """POST volumes/NAME/chunks/missing."""
+
+    @authenticated
+    @authorized
+    async def post(self, name: str) -> None:
+        """Which of these pieces the gateway has not: what an upload that goes on has to send."""
+        asked = msgspec.json.encode(ChunkHashes(hashes=self.body(ChunkHashes).hashes))
+        self.answer(decoded(await self.gateway.fetch("POST", "/chunks/missing", asked), ChunkHashes))
 
 
 class FilesHandler(_Volumes):

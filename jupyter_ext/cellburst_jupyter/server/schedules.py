@@ -1,0 +1,311 @@
+"""REST for schedules: the list, the form that makes and changes one, runs and their notebooks.
+
+The form sends what a person typed, as text; it is read here exactly as the command line's. A new schedule's notebook is named by
+its path in this Jupyter server, so only what may be opened here may be scheduled from here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from jupyter_server.auth.decorator import authorized
+from tornado.web import HTTPError, authenticated
+
+from cellburst import schedule_freeze
+from cellburst.schedule_edit import edited, taken_over
+from cellburst.scheduling import PUT_SECONDS, Draft, draft, when_of
+from cellburst_protocol import notebooks
+from cellburst_protocol.errors import CellburstError, ErrorCode, error
+from cellburst_protocol.messages import (
+    DeleteSchedule,
+    Done,
+    GetSchedule,
+    ListRuns,
+    ListSchedules,
+    MirrorSpec,
+    PauseSchedule,
+    PreviewSchedule,
+    PutSchedule,
+    RunInfo,
+    RunList,
+    RunSchedule,
+    ScheduleInfo,
+    ScheduleList,
+    SchedulePreview,
+)
+
+from .. import notebook_uses
+from .base import Base
+from .gateway import Gateway
+from .schedule_books import Notebooks
+from .schedule_form import (
+    FindingShown,
+    LookAt,
+    Looked,
+    ParameterShown,
+    SaveSchedule,
+    SchedulesShown,
+    ScheduleText,
+    parameters_of,
+    shown,
+    start_text,
+    text_of,
+)
+
+PYTHONS = ("python", "python3", f"python{sys.version_info.major}.{sys.version_info.minor}")
+
+
+class ScheduleBase(Base):
+    """What the routes of schedules share."""
+
+    def initialize(self, gateway: Gateway, options: Any, books: Notebooks) -> None:  # type: ignore[override]
+        """Tornado gives each handler these."""
+        super().initialize(gateway, options)
+        self.books = books
+
+    async def local_path(self, path: str) -> Path:
+        """The file of a notebook that this server shows. Raises RequestError (NOT_FOUND, BAD_ARGUMENT)."""
+        manager: Any = self.contents_manager
+        find = getattr(manager, "_get_os_path", None)  # of those that keep files on a disk
+        if find is None:
+            raise error(
+                ErrorCode.BAD_ARGUMENT, "this Jupyter server keeps its notebooks elsewhere than on a disk",
+                next="schedule the notebook where its file is: `cellburst schedule create FILE`",
+            )  # fmt: skip
+        path = path.strip("/")
+        try:
+            there = await _now(manager.file_exists(path))
+            hidden = not manager.allow_hidden and await _now(manager.is_hidden(path))
+        except HTTPError:  # beyond its root
+            there = hidden = False
+        if not there or hidden or not path.endswith(".ipynb"):
+            raise error(
+                ErrorCode.NOT_FOUND, f"there is no notebook {path[:200]!r} in this Jupyter server",
+                next="save the notebook first, and schedule it then",
+            )  # fmt: skip
+        return Path(find(path))
+
+    def python_of(self, data: bytes) -> tuple[str, list[str]]:
+        """The interpreter of a notebook's kernel, and what is to be said of it. Raises RequestError (BAD_ARGUMENT)."""
+        metadata = notebooks.read(data).get("metadata")
+        spec = metadata.get("kernelspec") if isinstance(metadata, dict) else None
+        name = str(spec.get("name") or "") if isinstance(spec, dict) else ""
+        if not name:
+            return sys.executable, []
+        try:
+            kernel = self.kernel_spec_manager.get_kernel_spec(name)
+        except KeyError:
+            return sys.executable, [
+                f"there is no kernel {name[:80]!r} here: the run has the environment of this Jupyter server"
+            ]
+        if kernel.language.lower() != "python" or not kernel.argv:
+            raise error(
+                ErrorCode.BAD_ARGUMENT, f"the notebook's kernel is {kernel.display_name}", allowed="a Python kernel",
+                next="choose a Python kernel for it and save it",
+            )  # fmt: skip
+        return sys.executable if kernel.argv[0] in PYTHONS else kernel.argv[0], []
+
+    async def info(self, schedule: str) -> ScheduleInfo:
+        """A schedule, whole."""
+        return await self.gateway.ask(GetSchedule(schedule=schedule), ScheduleInfo)
+
+    async def made(
+        self, path: Path, data: bytes, text: ScheduleText, *, fresh: bool, image: MirrorSpec | None = None
+    ) -> tuple[Draft, list[str]]:
+        """What was typed and the notebook's bytes as a schedule; without `image` its kernel's environment is described."""
+        python, notes = self.python_of(data) if image is None else ("", [])
+        image = image or await self.books.environment(python, path.parent, fresh=fresh)
+        return await asyncio.to_thread(draft, path, image, text.asked(), data), notes
+
+    async def taken(self, info: ScheduleInfo, changes: dict[str, Any]) -> tuple[Draft, PutSchedule]:
+        """A schedule with its notebook, folder and environment as they are now, and what was typed."""
+        path = Path(info.row.notebook)
+        data = await asyncio.to_thread(schedule_freeze.read_notebook, path)
+        python, _ = self.python_of(data)
+        image = await self.books.environment(python, path.parent, fresh=True)
+        made = await asyncio.to_thread(taken_over, info, image, changes, data)
+        spec = msgspec.structs.replace(made.spec, recipe=info.spec.recipe)
+        return made, PutSchedule(spec=spec, schedule=info.row.id, revision=info.row.revision)
+
+    async def answer_schedule(self, info: ScheduleInfo) -> None:
+        """Finish with a schedule for its editor."""
+        changed, gone = await self.books.changed(info.row)
+        self.answer(shown(info, changed=changed, gone=gone))
+
+
+class SchedulesHandler(ScheduleBase):
+    """GET and POST schedules."""
+
+    @authenticated
+    @authorized
+    async def get(self) -> None:
+        """All of them, and of which the notebook has changed."""
+        rows = (await self.gateway.ask(ListSchedules(), ScheduleList)).rows
+        changed = [row.id for row in rows if (await self.books.changed(row))[0]]
+        self.answer(SchedulesShown(rows=rows, changed=changed))
+
+    @authenticated
+    @authorized
+    async def post(self) -> None:
+        """Make one of a notebook as it is saved."""
+        asked = self.body(SaveSchedule)
+        path = await self.local_path(asked.path)
+        data = await asyncio.to_thread(schedule_freeze.read_notebook, path)
+        made, _ = await self.made(path, data, asked.text, fresh=True)
+        await self.answer_schedule(await save(self.gateway, made, PutSchedule(spec=made.spec)))
+
+
+class PreviewHandler(ScheduleBase):
+    """POST schedules/preview."""
+
+    @authenticated
+    @authorized
+    async def post(self) -> None:
+        """Times that are being typed: in words, the next five, what they would cost, or what is wrong."""
+        asked = self.body(LookAt)
+        text = asked.text or ScheduleText()
+        try:
+            question = PreviewSchedule(when=when_of(text.asked()), schedule=asked.schedule)
+        except CellburstError as why:
+            self.answer(SchedulePreview(problem=why.info))
+            return
+        self.answer(await self.gateway.ask(question, SchedulePreview))
+
+
+class LookHandler(ScheduleBase):
+    """POST schedules/look."""
+
+    @authenticated
+    @authorized
+    async def post(self) -> None:
+        """What a run would have and stumble over; without `text` also what the form begins with."""
+        asked = self.body(LookAt)
+        info = await self.info(asked.schedule) if asked.schedule else None
+        path = Path(info.row.notebook) if info is not None else await self.local_path(asked.path)
+        if info is not None and not asked.take:
+            data, image = await self.books.kept_notebook(info.row.id), info.spec.image
+        else:
+            data, image = await asyncio.to_thread(schedule_freeze.read_notebook, path), None
+        text = asked.text or (text_of(info.spec) if info is not None else self._start(path))
+        book = notebooks.read(data, path.name)
+        try:
+            made, notes = await self.made(path, data, text, fresh=False, image=image)
+        except CellburstError as why:
+            if asked.text is None:
+                raise
+            self.answer(Looked(text=text, notebook=str(path), parameters=_parameters(book), problem=why.info))
+            return
+        spec, kept = made.spec, made.spec.image
+        if asked.text is None and info is None:
+            text = start_text(spec.name, spec.resources, {"secrets": text.secrets, "volumes": text.volumes})
+        self.answer(
+            Looked(
+                text=text, notebook=str(path), python=kept.executable if kept else "",
+                python_version=kept.python_version if kept else "", parameters=_parameters(book),
+                findings=[FindingShown(kind=f.kind, cell=f.cell, text=f.text) for f in made.findings],
+                notes=[*notes, *made.notes], files_count=len(spec.files),
+                files_bytes=sum(file.size_bytes for file in spec.files),
+            )
+        )  # fmt: skip
+
+    def _start(self, path: Path) -> ScheduleText:
+        """The notebook's own volumes and secrets, weekdays at seven."""
+        used = notebook_uses.NotebookUses(str(path)).now()
+        return ScheduleText(cron="0 7 * * 1-5", secrets=used.get("secrets", ""), volumes=used.get("volumes", ""))
+
+
+class ScheduleHandler(ScheduleBase):
+    """GET, PUT, PATCH and DELETE schedules/ID."""
+
+    @authenticated
+    @authorized
+    async def get(self, schedule: str) -> None:
+        """A schedule for its editor."""
+        await self.answer_schedule(await self.info(schedule))
+
+    @authenticated
+    @authorized
+    async def put(self, schedule: str) -> None:
+        """Change it: 409 when somebody else was faster."""
+        asked = self.body(SaveSchedule)
+        info = await self.info(schedule)
+        if asked.take:
+            made, message = await self.taken(info, dataclasses.asdict(asked.text.asked()))
+        else:
+            made, message = None, edited(info, asked.text.asked())
+        await self.answer_schedule(
+            await save(self.gateway, made, msgspec.structs.replace(message, revision=asked.revision))
+        )
+
+    @authenticated
+    @authorized
+    async def patch(self, schedule: str) -> None:
+        """Pause it or let it go on."""
+        asked = PauseSchedule(schedule=schedule, paused=self.body(Paused).paused)
+        self.answer(await self.gateway.ask(asked, ScheduleInfo))
+
+    @authenticated
+    @authorized
+    async def delete(self, schedule: str) -> None:
+        """Delete it and its runs."""
+        await self.gateway.ask(DeleteSchedule(schedule=schedule), Done)
+        self.answer({})
+
+
+class TakeHandler(ScheduleBase):
+    """POST schedules/ID/take."""
+
+    @authenticated
+    @authorized
+    async def post(self, schedule: str) -> None:
+        """Keep the notebook, its folder and its environment as they are now; all else stays."""
+        made, message = await self.taken(await self.info(schedule), {})
+        await self.answer_schedule(await save(self.gateway, made, message))
+
+
+class Paused(msgspec.Struct, kw_only=True):
+    """A change of a schedule."""
+
+    paused: bool
+
+
+class ScheduleRunsHandler(ScheduleBase):
+    """GET and POST schedules/ID/runs."""
+
+    @authenticated
+    @authorized
+    async def get(self, schedule: str) -> None:
+        """Its runs, newest first."""
+        self.answer(await self.gateway.ask(ListRuns(schedule=schedule), RunList))
+
+    @authenticated
+    @authorized
+    async def post(self, schedule: str) -> None:
+        """Run it now."""
+        self.answer(await self.gateway.ask(RunSchedule(schedule=schedule), RunInfo))
+
+
+async def save(gateway: Gateway, made: Draft | None, message: PutSchedule) -> ScheduleInfo:
+    """Send what the gateway lacks of `made`, then the schedule."""
+    if made is not None:
+        blobs = await gateway.blobs()
+        await asyncio.to_thread(schedule_freeze.send, made.frozen, blobs)
+    return await gateway.ask(message, ScheduleInfo, PUT_SECONDS)
+
+
+async def _now(answer: Any) -> Any:
+    """What a contents manager of either kind answers."""
+    return await answer if inspect.isawaitable(answer) else answer
+
+
+def _parameters(book: dict[str, Any]) -> list[ParameterShown] | None:
+    try:
+        return parameters_of(book)
+    except CellburstError:
+        return None  # the look's problem says so

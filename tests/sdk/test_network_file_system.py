@@ -1,0 +1,158 @@
+"""Network file systems as programs and the command use them, against a real gateway; buckets as programs name them."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from cellburst import CloudBucketMount, NetworkFileSystem, Secret, Volume
+from cellburst import volume as module
+from cellburst.both import run
+from cellburst.cli import main
+from cellburst.exceptions import ErrorCode, RequestError
+from cellburst.mounts import mounts_of
+from cellburst.volume_api import VolumeApi
+from cellburst.volume_files import FileEntryType
+from cellburst_gateway.app import Gateway
+from cellburst_protocol.volume_mounts import text_of
+from tests.fakes.gateway_thread import gateway_on_thread
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway, VolumeApi]]:
+    with gateway_on_thread(tmp_path_factory.mktemp("gateway")) as (gateway, endpoint):
+        yield gateway, VolumeApi(lambda: endpoint)
+
+
+@pytest.fixture(autouse=True)
+def api(served: tuple[Gateway, VolumeApi], monkeypatch: pytest.MonkeyPatch) -> VolumeApi:
+    monkeypatch.setattr(module, "_shared", served[1])
+    return served[1]
+
+
+@pytest.fixture
+def shared() -> Iterator[NetworkFileSystem]:
+    NetworkFileSystem.create("scratch")
+    yield NetworkFileSystem.from_name("scratch")
+    NetworkFileSystem.delete("scratch", allow_missing=True)
+
+
+def read(shared: NetworkFileSystem, path: str) -> bytes:
+    return b"".join(shared.read_file(path))
+
+
+def test_files_there_and_back(shared: NetworkFileSystem, tmp_path: Path) -> None:
+    big, told = os.urandom(3_500_000), []
+    assert shared.write_file("/d/big", io.BytesIO(big), told.append) == len(big) == sum(told)
+    assert read(shared, "d/big") == big
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "in" / "a").write_text("a")
+    (tmp_path / "in" / "deep" / "b").write_text("b")
+    (tmp_path / "in" / "link").symlink_to("/etc/passwd")
+    shared.add_local_dir(tmp_path / "in", "/")
+    shared.add_local_dir(tmp_path / "in")
+    shared.add_local_file(tmp_path / "in" / "a", "/d/c")
+    found = {entry.path: (entry.type, entry.size) for entry in shared.listdir("/", recursive=True)}
+    assert found == {
+        "a": (FileEntryType.FILE, 1), "d": (FileEntryType.DIRECTORY, 0), "d/big": (FileEntryType.FILE, len(big)),
+        "d/c": (FileEntryType.FILE, 1), "deep": (FileEntryType.DIRECTORY, 0), "deep/b": (FileEntryType.FILE, 1),
+        "in": (FileEntryType.DIRECTORY, 0), "in/a": (FileEntryType.FILE, 1), "in/deep": (FileEntryType.DIRECTORY, 0),
+        "in/deep/b": (FileEntryType.FILE, 1),
+    }  # fmt: skip
+    assert [entry.path for entry in shared.iterdir("/d")] == ["d/big", "d/c"]
+    shared.remove_file("/in", recursive=True)
+    shared.remove_file("d/big")
+    assert [entry.path for entry in shared.listdir()] == ["a", "d", "deep"]
+    with pytest.raises(RequestError) as caught:
+        read(shared, "d/big")
+    assert caught.value.code is ErrorCode.NOT_FOUND
+
+
+async def test_each_has_a_twin(shared: NetworkFileSystem) -> None:
+    await shared.write_file.aio("a", io.BytesIO(b"x"))
+    assert [piece async for piece in shared.read_file.aio("a")] == [b"x"]
+    assert [entry.path async for entry in shared.iterdir.aio("/")] == ["a"]
+
+
+def test_one_that_is_not_there() -> None:
+    with pytest.raises(RequestError) as caught:
+        NetworkFileSystem.from_name("nobody").listdir()
+    assert caught.value.code is ErrorCode.NOT_FOUND
+    with pytest.raises(RequestError):
+        NetworkFileSystem.from_name("../x")
+    made = NetworkFileSystem.from_name("made", create_if_missing=True)
+    assert made.listdir() == [] and [row.name for row in NetworkFileSystem.list_all()] == ["made"]
+    NetworkFileSystem.delete("made")
+    NetworkFileSystem.delete("made", allow_missing=True)
+
+
+def test_the_command(shared: NetworkFileSystem, tmp_path: Path) -> None:
+    runner = CliRunner()
+
+    def nfs(*arguments: str, code: int = 0) -> str:
+        result = runner.invoke(main, ["nfs", *arguments])
+        assert result.exit_code == code, result.output
+        return result.output
+
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("hello")
+    nfs("put", "scratch", f"{tmp_path}/in/", "/")
+    nfs("put", "scratch", str(tmp_path / "in"))
+    nfs("put", "scratch", str(tmp_path / "in" / "a.txt"), "/d/")
+    rows = json.loads(nfs("ls", "scratch", "-r", "--json"))
+    found = [row["path"] for row in rows if row["type"] == "file"]
+    assert found == ["a.txt", "d/a.txt", "in/a.txt"] and [r["path"] for r in rows if r["type"] == "dir"] == ["d", "in"]
+    assert nfs("get", "scratch", "d/a.txt", "-") == "hello"
+    nfs("get", "scratch", "d/a.txt", str(tmp_path))
+    assert (tmp_path / "a.txt").read_text() == "hello"
+    assert "there already" in nfs("get", "scratch", "d/a.txt", str(tmp_path), code=1)
+    assert not (tmp_path / "nothing").exists()
+    nfs("get", "scratch", "nothing", str(tmp_path), code=1)
+    assert not (tmp_path / "nothing").exists()
+    nfs("rm", "scratch", "d", "-r")
+    assert "scratch" in nfs("list") and "a.txt" in nfs("ls", "scratch")
+    nfs("delete", "scratch", "-y")
+    assert "volumes=/data:nfs://other" in nfs("create", "other")
+    nfs("create", "third")
+    nfs("delete", "other", "-y")
+    nfs("delete", "third", "-y")
+
+
+def test_buckets_have_modals_names(served: tuple[Gateway, VolumeApi]) -> None:
+    mount = CloudBucketMount(
+        "training-data", bucket_endpoint_url="http://127.0.0.1:9000", key_prefix="2026/x/", secret=None, read_only=True
+    )
+    volume = Volume.from_name("data", create_if_missing=True)
+    shared = NetworkFileSystem.from_name("scratch", create_if_missing=True).read_only()
+    found = run(mounts_of({"/b/": mount, Path("/v"): volume.read_only(), "/n": shared}))
+    assert text_of(found) == (
+        "/b:s3://training-data/2026/x?endpoint=http://127.0.0.1:9000&ro,/v:data:ro,/n:nfs://scratch?ro"
+    )
+    assert found[1].volume == volume.info().id
+    Volume.delete("data")
+    NetworkFileSystem.delete("scratch")
+    with pytest.raises(RequestError, match="is no volume"):
+        run(mounts_of({"/x": "data"}))  # type: ignore[dict-item]
+    with pytest.raises(RequestError, match="each other"):
+        run(mounts_of({"/x": mount, "/x/y": mount}))
+    for wrong, says in (
+        ({"key_prefix": "no-slash"}, "key_prefix='no-slash/'"),
+        ({"oidc_auth_role_arn": "arn:aws:iam::1:role/x"}, "Secret.from_name"),
+        ({"requester_pays": True}, "Secret.from_name"),
+        ({"bucket_endpoint_url": "ftp://x"}, "endpoint=https"),
+        ({"bucket_endpoint_url": "http://key:secret@x"}, "endpoint=https"),
+        ({"bucket_endpoint_url": "http://169.254.169.254/latest"}, "endpoint=https"),
+    ):
+        with pytest.raises(RequestError) as caught:
+            CloudBucketMount("training-data", **wrong)  # type: ignore[arg-type]
+        assert says in str(caught.value) and "key:secret" not in str(caught.value)
+    with pytest.raises(RequestError, match="no bucket's name"):
+        CloudBucketMount("Training Data")
+    named = CloudBucketMount("abc", secret=Secret.from_name("aws"))
+    assert repr(named) == "CloudBucketMount('s3://abc')"
