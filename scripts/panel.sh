@@ -37,11 +37,15 @@ if [ "$(cat $built/.stamp 2>/dev/null)" != "$wanted" ]; then
     echo "$packages" >node_modules/.cellburst-stamp
   fi
   say "the JupyterLab panel"
-  rm -rf "$built" labextension/lib
+  rm -rf "$built.before" labextension/lib
+  [ ! -e "$built" ] || mv "$built" "$built.before"  # sources that do not compile leave the panel as it was
   if ! jlpm build >.tools/panel.log 2>&1; then
     tail -30 .tools/panel.log >&2
+    rm -rf "$built"
+    [ ! -e "$built.before" ] || mv "$built.before" "$built"
     exit 1
   fi
+  rm -rf "$built.before"
   rm -f "$built"/schemas/@cellburst/labextension/package.json.orig
   echo "$wanted" >"$built/.stamp"
 fi

@@ -8,21 +8,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
-import os
-import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
-from blake3 import blake3
 
 from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo, error, from_info
 from cellburst_protocol.messages import Welcome
 from cellburst_protocol.volumes import (
-    CHUNK_BYTES,
     MAX_PACK_BYTES,
     Chunk,
     ChunkHashes,
@@ -37,6 +32,7 @@ from cellburst_protocol.volumes import (
     unpack_chunks,
 )
 
+from .chunk_folder import ChunkFolder, checked
 from .endpoint import Endpoint
 from .exceptions import VolumeConflict
 from .http_connection import connection
@@ -53,7 +49,7 @@ class VolumeApi:
     def __init__(self, endpoint_source: Callable[[], Endpoint]) -> None:
         self._source = endpoint_source
         self._endpoint: Endpoint | None = None
-        self._folder: Path | None = None
+        self._folder: ChunkFolder | None = None
         self._folder_known = False
         self._lock = threading.Lock()
 
@@ -95,7 +91,7 @@ class VolumeApi:
         wanted = list(dict.fromkeys(hashes))
         folder = self.folder()
         if folder is not None:
-            return {hash for hash in wanted if not _touched(f"{folder}/{hash[:2]}/{hash}")}
+            return {hash for hash in wanted if not folder.has(hash)}
         found: set[str] = set()
         for start in range(0, len(wanted), HASHES_PER_REQUEST):
             asked = ChunkHashes(hashes=wanted[start : start + HASHES_PER_REQUEST])
@@ -107,7 +103,7 @@ class VolumeApi:
         folder = self.folder()
         if folder is not None:
             for hash, data in chunks:
-                _write_chunk(folder, hash, data)
+                folder.write(hash, data)
             return
         pack: list[tuple[str, bytes | memoryview]] = []
         size = 0
@@ -127,7 +123,7 @@ class VolumeApi:
         if folder is not None:
             room = memoryview(bytearray(max((chunk.size_bytes for chunk in chunks), default=0)))
             for chunk in chunks:
-                yield chunk, _checked(chunk, _read_chunk(folder, chunk, room))
+                yield chunk, checked(chunk, folder.read(chunk, room))
             return
         start = 0
         while start < len(chunks):
@@ -145,14 +141,14 @@ class VolumeApi:
                     ErrorCode.BAD_MESSAGE, "the gateway gave other chunks than it was asked for", next="try again"
                 )
             for chunk, (_, data) in zip(part, given, strict=True):
-                yield chunk, _checked(chunk, data)
+                yield chunk, checked(chunk, data)
             start = end
 
-    def folder(self) -> Path | None:
+    def folder(self) -> ChunkFolder | None:
         """The chunk folder, when it is on this machine."""
         with self._lock:
             if not self._folder_known:
-                self._folder = _shared_folder(asyncio.run(_welcome(self._where())))
+                self._folder = ChunkFolder.of(asyncio.run(_welcome(self._where())))
                 self._folder_known = True
             return self._folder
 
@@ -253,81 +249,6 @@ async def _welcome(endpoint: Endpoint) -> Welcome:
         return await link.connect()
     finally:
         await link.close()
-
-
-def _shared_folder(welcome: Welcome) -> Path | None:
-    """The chunk folder, if the proof file can be read here and holds the proof."""
-    if not welcome.chunk_folder or not welcome.blob_proof:
-        return None
-    try:
-        proof = Path(welcome.blob_proof_path).read_text()
-    except OSError:
-        return None
-    folder = Path(welcome.chunk_folder)
-    return folder if proof == welcome.blob_proof and os.access(folder / "tmp", os.W_OK) else None
-
-
-def _touched(path: str) -> bool:
-    """Whether a chunk is there; it counts as used now, so that it stays until the commit."""
-    try:
-        os.utime(path)
-        return os.stat(path).st_size > 0  # noqa: PTH116  # a Path costs as much as the question
-    except FileNotFoundError:
-        return False
-
-
-def _write_chunk(folder: Path, hash: str, data: bytes | memoryview) -> None:
-    draft = f"{folder}/tmp/{secrets.token_hex(16)}"  # noqa: S108  # a folder of the gateway's own
-    try:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            view = memoryview(data)
-            while view:  # a write may be partial when the disk fills up
-                view = view[os.write(descriptor, view) :]
-        finally:
-            os.close(descriptor)
-        try:
-            os.rename(draft, f"{folder}/{hash[:2]}/{hash}")  # noqa: PTH104
-        except FileNotFoundError:
-            (folder / hash[:2]).mkdir(mode=0o700, exist_ok=True)
-            os.rename(draft, f"{folder}/{hash[:2]}/{hash}")  # noqa: PTH104
-    except BaseException as why:
-        Path(draft).unlink(missing_ok=True)
-        if isinstance(why, OSError):
-            full = why.errno in (28, 122)  # ENOSPC, EDQUOT
-            raise error(
-                ErrorCode.DISK_FULL if full else ErrorCode.STORE,
-                f"the gateway's disk for volumes {'is full' if full else f'cannot be written: {why.strerror}'}",
-                next="free some space there, then put again: what was sent is not sent again",
-            ) from None  # fmt: skip
-        raise
-
-
-def _read_chunk(folder: Path, chunk: Chunk, room: memoryview) -> memoryview:
-    hash = chunk.hash
-    try:
-        with open(folder / hash[:2] / hash, "rb", buffering=0) as file:
-            at = 0
-            while at < chunk.size_bytes and (count := file.readinto(room[at : chunk.size_bytes])):
-                at += count
-            return room[: at if not file.read(1) else 0]
-    except FileNotFoundError:
-        raise error(
-            ErrorCode.NOT_FOUND,
-            f"chunk {hash[:12]}… is not there (any more)",
-            next="read the volume again: it has changed",
-        ) from None
-    except OSError as why:
-        raise error(ErrorCode.STORE, f"chunk {hash[:12]}… cannot be read: {why.strerror}") from None
-
-
-def _checked(chunk: Chunk, data: bytes | memoryview) -> bytes | memoryview:
-    if len(data) != chunk.size_bytes or len(data) > CHUNK_BYTES or blake3(data).hexdigest() != chunk.hash:
-        raise error(
-            ErrorCode.INTEGRITY, f"chunk {chunk.hash[:12]}… of the volume is damaged: it was not used",
-            next="put the file again, with --force",
-        )  # fmt: skip
-    return data
 
 
 def _refusal(status: int, answer: bytes) -> CellburstError:

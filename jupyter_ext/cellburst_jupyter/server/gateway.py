@@ -18,6 +18,7 @@ from cellburst_protocol.messages import Message
 
 if TYPE_CHECKING:
     from cellburst.blobs import BlobClient
+    from cellburst.chunk_folder import ChunkFolder
     from cellburst.endpoint import Endpoint
     from cellburst.link import Link
 
@@ -83,6 +84,14 @@ class Gateway:
         link = await self._connected()
         assert link.endpoint is not None and link.welcome is not None
         return BlobClient(link.endpoint, link.welcome)
+
+    async def chunks(self) -> ChunkFolder | None:
+        """The gateway's folder of chunks, if it lies on this machine; its methods block. Raises CellburstError (GATEWAY_DOWN)."""
+        from cellburst.chunk_folder import ChunkFolder
+
+        link = await self._connected()
+        assert link.welcome is not None
+        return await asyncio.to_thread(ChunkFolder.of, link.welcome)
 
     async def endpoint(self) -> Endpoint:
         """Where it is now. Raises CellburstError (GATEWAY_DOWN)."""
