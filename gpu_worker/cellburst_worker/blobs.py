@@ -229,7 +229,7 @@ def _hash_fd(fd: int, size_bytes: int, copy_to: Path | None = None, *, free: boo
     out = os.open(copy_to, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, SEALED_MODE) if copy_to else -1
     try:
         copier = Copier(fd, out, size_bytes, free_bytes=CHUNK_BYTES if free else 0)
-        while copier.step():
+        while copier.done <= size_bytes and copier.step():
             pass
     finally:
         if out >= 0:

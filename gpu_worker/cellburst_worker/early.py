@@ -39,6 +39,7 @@ class Early:
 
     def show(self, source: Path, target: Path, *, mode: int = 0) -> None:
         """Show a file under a second name, with these permissions added. Raises PlatformError (INTEGRITY, BUSY), OSError."""
+        self._forget_given_up()
         if len(self._shown) >= MAX_SHOWN:
             raise error(ErrorCode.BUSY, f"{MAX_SHOWN} values of this container are on their way already")
         os.link(source, target, follow_symlinks=False)
@@ -50,11 +51,24 @@ class Early:
         if mode:
             target.chmod(stat.S_IMODE(status.st_mode) | mode)
 
+    def _forget_given_up(self) -> None:
+        """A writer that was interrupted, or found no disk for it, took its own name away: ours would keep that disk."""
+        for path in [path for path in self._shown if _links(path) == 1]:
+            path.unlink(missing_ok=True)
+            self._shown.remove(path)
+
     def hide(self) -> None:
         """Take the second names away. Who reads one has it open."""
         shown, self._shown = self._shown, []
         for path in shown:
             path.unlink(missing_ok=True)
+
+
+def _links(path: Path) -> int:
+    try:
+        return path.lstat().st_nlink
+    except FileNotFoundError:
+        return 1
 
 
 class Leaving:
@@ -64,6 +78,7 @@ class Leaving:
         self._container = container
         self._shown = Early()
         self._copies: dict[str, CopyBehind] = {}
+        self._announced_bytes = 0  # of one cell
 
     def begin(self, coming: ValueComing, out: Path, exchange: Exchange) -> ValueComing | None:
         """OUT/<file> begins to be written: what to tell the kernel, if it can read it; else it is copied behind its writer, where
@@ -79,7 +94,15 @@ class Leaving:
                 if why.errno != errno.EXDEV:
                     raise
             if len(self._copies) < MAX_COPIED and source.name not in self._copies:
-                self._copies[source.name] = CopyBehind(source, temporary)
+                self._announced_bytes += coming.size_bytes
+                if self._announced_bytes > _size_bytes(
+                    out
+                ):  # a copy frees what it copied: that must not make room without end
+                    raise error(
+                        ErrorCode.TOO_LARGE,
+                        f"{self._announced_bytes} bytes are announced, more than the container's disk",
+                    )
+                self._copies[source.name] = CopyBehind(source, temporary, coming.size_bytes)
         except (OSError, CellburstError) as why:
             log.info("a value is taken only when it is whole", extra={"container": self._container, "why": str(why)})
         return None
@@ -95,17 +118,23 @@ class Leaving:
 
     def drop(self) -> None:
         """Give up what did not come home."""
+        self._announced_bytes = 0
         self._shown.hide()
         copies, self._copies = self._copies, {}
         for copy in copies.values():
             copy.drop()
 
 
+def _size_bytes(folder: Path) -> int:
+    disk = os.statvfs(folder)
+    return disk.f_blocks * disk.f_frsize
+
+
 class CopyBehind:
     """One file being copied and hashed; the source gives its memory back as it goes, which the rest of it then takes. So the
     source is of no use afterwards: a copy that was interrupted goes on where it was."""
 
-    def __init__(self, source: Path, staged: Path) -> None:
+    def __init__(self, source: Path, staged: Path, size_bytes: int) -> None:
         flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         self._source = os.open(source, os.O_RDWR | flags)
         try:
@@ -115,15 +144,19 @@ class CopyBehind:
         except BaseException:
             os.close(self._source)
             raise
-        self._staged = staged
+        self._staged, self._size = staged, size_bytes
         self._copier = Copier(self._source, self._out, CHUNK_BYTES, free_bytes=FREE_BYTES)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="values out", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as why:  # no more threads: it is copied when it is whole
+            self._close()
+            raise error(ErrorCode.BUSY, str(why)) from None
 
     def _run(self) -> None:
         try:
-            while not self._stop.is_set():
+            while not self._stop.is_set() and self._copier.done <= self._size:  # whatever the container writes on
                 if not self._copier.step():
                     self._stop.wait(POLL_SECONDS)
         except OSError:

@@ -151,7 +151,7 @@ class Outbound:
         if self.idle.is_set() and isinstance(incoming.message, PASSED):
             self._pass_on(incoming)
             return
-        self._waiting_bytes += incoming.credit_bytes
+        self._waiting_bytes += incoming.size_bytes
         if self._waiting_bytes > MAX_UNPROCESSED_BYTES:
             raise FramingError(f"the runner sent {self._waiting_bytes} bytes, more than its credit")
         self._queue.append(incoming)
@@ -172,7 +172,7 @@ class Outbound:
                     await self._handle(incoming)
                 except (CellburstError, ValueError) as why:
                     self._drop(incoming, why)
-                self._waiting_bytes -= incoming.credit_bytes
+                self._waiting_bytes -= incoming.size_bytes
             self.idle.set()
             await self._arrived.wait()
 
@@ -202,8 +202,10 @@ class Outbound:
                 self._side_tasks.add(task)
                 task.add_done_callback(self._side_tasks.discard)
             case ValueComing():
-                if self.hiding is None and (
-                    told := self._leaving.begin(incoming.message, self._out_folder(), self._site.exchange)
+                if (
+                    self._calls.running
+                    and self.hiding is None
+                    and (told := self._leaving.begin(incoming.message, self._out_folder(), self._site.exchange))
                 ):
                     self.answer(told)
             case _ if isinstance(incoming.message, ANSWERS):

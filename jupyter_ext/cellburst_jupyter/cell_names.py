@@ -139,6 +139,7 @@ class Names:
     def finished(self) -> None:
         """The cell is over, however: views of the notebook's values are given up."""
         self._sync.finished()
+        self._notebook.hub.blobs.end_get()
 
     def _store(self, blobs: dict[str, memoryview]) -> None:
         for hash, view in blobs.items():

@@ -290,7 +290,8 @@ class RemoteSession:
                     run.ended = True
                     run.deliver(Item(message))
             case ValueComing():
-                self.on_coming(message)
+                if self.current is not None and not self.current.ended:
+                    self.on_coming(message)
             case UsageReport():
                 if self.current is not None and not self.current.ended:
                     self.current.deliver(Item(message))

@@ -6,6 +6,7 @@ The sender reads the log at the pace of the stream's credit, so a kernel that do
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -149,7 +150,8 @@ class KernelStream:
                 await self._side(message, buffers)
             case ValueComing():
                 if session.container is not None and session.container.connected and session.park is None:
-                    await session.container.send(message)
+                    with contextlib.suppress(CellburstError):  # nobody relies on it
+                        await session.container.send(message)
             case StdinReply() | CommMessage():
                 if session.container is not None:
                     try:

@@ -55,6 +55,11 @@ class Incoming:
     buffers: list[memoryview]
     credit_bytes: int
 
+    @property
+    def size_bytes(self) -> int:
+        """What it holds in memory, a control message too."""
+        return len(self.head) + sum(buffer.nbytes for buffer in self.buffers)
+
 
 def to_runner(message: Message, buffers: Sequence[Buffer] = ()) -> list[Buffer]:
     """A message as byte strings to write in order, the buffers uncopied. Raises FramingError above MAX_MESSAGE_BYTES."""

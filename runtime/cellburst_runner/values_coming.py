@@ -34,7 +34,11 @@ class Coming:
             )
         except OSError:
             return
-        reader = _Reader(descriptor, size_bytes)
+        try:
+            reader = _Reader(descriptor, size_bytes)
+        except RuntimeError:  # no more threads
+            os.close(descriptor)
+            return
         self._readers[reader.file] = reader
 
     def take(self, hash: str, size_bytes: int) -> Optional[memoryview]:
@@ -80,7 +84,7 @@ class _Reader:
                 stalled = 0.0 if count else stalled + POLL_SECONDS
                 if not count:
                     self.stop.wait(POLL_SECONDS)
-        except (OSError, MemoryError):
+        except (OSError, MemoryError, OverflowError, ValueError):
             self.position = -1
         finally:
             if self.position != self._size:

@@ -121,6 +121,10 @@ class BlobClient:
         if self._folder is not None and TEMPORARY_NAME.fullmatch(file):
             self._early.begin(self._folder / "tmp" / file, size_bytes)
 
+    def end_get(self) -> None:
+        """The cells that results were announced for are over: what was read for them and not taken is given up."""
+        self._early.drop()
+
     def discard(self, hash: str) -> None:
         """The blob was a result, and it was read: its file goes, so that its disk and memory can be used again.
 

@@ -33,7 +33,8 @@ class EarlyReads:
         now = time.monotonic()
         for read in [r for r in list(self._reads.values()) if r.began + KEPT_SECONDS < now]:
             self._reads.pop(read.file, None)
-        if len(self._reads) >= MAX_FILES:
+        held = sum(read.size_bytes for read in list(self._reads.values()))
+        if len(self._reads) >= MAX_FILES or held + size_bytes > _memory_bytes() // 2:
             return
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -44,8 +45,18 @@ class EarlyReads:
             os.close(fd)
             return
         read = _Read(fd, (status.st_dev, status.st_ino), size_bytes, now)
+        try:
+            threading.Thread(target=read.run, name="cellburst values", daemon=True).start()
+        except RuntimeError:  # no more threads
+            os.close(fd)
+            return
         self._reads[read.file] = read
-        threading.Thread(target=read.run, name="cellburst values", daemon=True).start()
+
+    def drop(self) -> None:
+        """Give up what nobody took: the cells that it was of are over."""
+        reads, self._reads = self._reads, {}
+        for read in reads.values():
+            read.stop = True
 
     def take(self, path: Path, hash: str, size_bytes: int) -> memoryview | None:
         """The bytes of the file that is now at `path`, if it is one of these and has this hash. Waits for its end, and may be
@@ -63,12 +74,17 @@ class EarlyReads:
         return read.view if read.hash == hash else None
 
 
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 class _Read:
     def __init__(self, fd: int, file: tuple[int, int], size_bytes: int, began: float) -> None:
         self.file, self.size_bytes, self.began = file, size_bytes, began
         self.view: memoryview | None = None
         self.hash = ""
         self.done = threading.Event()
+        self.stop = False
         self._fd = fd
 
     def run(self) -> None:
@@ -76,7 +92,7 @@ class _Read:
         hasher, position, grew_at = blake3(), 0, time.monotonic()
         try:
             view = memoryview(mmap.mmap(-1, max(self.size_bytes, 1)))[: self.size_bytes]
-            while position < self.size_bytes:
+            while position < self.size_bytes and not self.stop:
                 count = os.readv(self._fd, [view[position : position + READ_BYTES]])
                 if count:
                     # hashed while it is still in the processor's cache
@@ -86,8 +102,9 @@ class _Read:
                     return
                 else:
                     time.sleep(POLL_SECONDS)
-            self.hash, self.view = hasher.hexdigest(), view
-        except (OSError, ValueError, MemoryError):
+            if position == self.size_bytes:
+                self.hash, self.view = hasher.hexdigest(), view
+        except (OSError, ValueError, MemoryError, OverflowError):
             pass  # it is read when it is whole, and that says what is wrong
         finally:
             os.close(self._fd)

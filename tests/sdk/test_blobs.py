@@ -195,3 +195,11 @@ def test_only_regular_files_below_tmp_are_read_early(client: BlobClient, tmp_pat
     for name in (NAME, "cd" * 16, "ef" * 16, "../proof", ""):
         client.begin_get(name, 4)
     assert client._early._reads == {}
+
+
+def test_what_was_announced_and_not_taken_is_given_up(client: BlobClient, tmp_path: Path) -> None:
+    hash, _ = written_as(client, tmp_path, DATA, announced=len(DATA))
+    client.begin_get(NAME, 2**62)
+    assert len(client._early._reads) == 1, "no more than half of this machine's memory"
+    client.end_get()
+    assert client._early._reads == {} and client.get(hash, len(DATA)) == DATA

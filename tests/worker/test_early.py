@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import pickle
 import threading
@@ -17,7 +18,8 @@ from cellburst_protocol import mac
 from cellburst_protocol import messages as m
 from cellburst_protocol.errors import CellburstError, ErrorCode
 from cellburst_worker import blobs, early
-from cellburst_worker.early import CopyBehind, Early
+from cellburst_worker.early import CopyBehind, Early, Leaving
+from cellburst_worker.exchange import Exchange
 from tests.fakes.fake_gateway import MASTER_KEY, FakeContainer, FakeGateway
 from tests.worker.conftest import Setup, joined_worker
 
@@ -174,7 +176,7 @@ def behind(folder: Path, written: int) -> tuple[CopyBehind, Path]:
     """A copy of FOLDER/out, of which so much is written."""
     source = folder / "out"
     source.write_bytes(DATA[:written])
-    return CopyBehind(source, folder / "copying"), source
+    return CopyBehind(source, folder / "copying", len(DATA)), source
 
 
 async def test_a_file_of_another_disk_is_copied_behind_its_writer(tmp_path: Path) -> None:
@@ -232,5 +234,46 @@ def test_only_a_regular_file_is_copied(tmp_path: Path, kind: str) -> None:
     else:
         source.mkdir()
     with pytest.raises((CellburstError, OSError)):
-        CopyBehind(source, tmp_path / "copying")
+        CopyBehind(source, tmp_path / "copying", 10)
     assert not (tmp_path / "copying").exists()
+
+
+async def test_a_copy_ends_where_the_value_was_said_to_end(tmp_path: Path) -> None:
+    source = tmp_path / "out"
+    source.write_bytes(DATA)
+    copy = CopyBehind(source, tmp_path / "copying", 1000)
+    await eventually(lambda: not copy._thread.is_alive())
+    assert (tmp_path / "copying").stat().st_size <= 1000 + blobs.CHUNK_BYTES < len(DATA)
+    copy.drop()
+
+
+def test_a_container_cannot_have_more_copied_than_its_disk_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other_disk(self: Early, source: Path, target: Path, *, mode: int = 0) -> None:
+        raise OSError(errno.EXDEV, "another disk")
+
+    monkeypatch.setattr(Early, "show", other_disk)
+    monkeypatch.setattr(early, "_size_bytes", lambda folder: 1000)
+    exchange = Exchange(tmp_path / "blobs", "http://127.0.0.1:9", lambda: "")
+    exchange.shared = True
+    leaving = Leaving("c1")
+    for name in ("ab" * 16, "cd" * 16):
+        (tmp_path / name).write_bytes(b"x" * 600)
+        assert leaving.begin(m.ValueComing(file=name, size_bytes=600), tmp_path, exchange) is None
+    assert list(leaving._copies) == ["ab" * 16]
+    leaving.drop()
+    assert leaving.begin(m.ValueComing(file="cd" * 16, size_bytes=600), tmp_path, exchange) is None
+    assert list(leaving._copies) == ["cd" * 16], "the next cell may"
+    leaving.drop()
+    assert list((tmp_path / "blobs" / "tmp").iterdir()) == []
+
+
+def test_what_its_writer_gave_up_keeps_no_disk(tmp_path: Path) -> None:
+    shown = Early()
+    for name in ("first", "second"):
+        (tmp_path / name).write_bytes(b"x")
+    shown.show(tmp_path / "first", tmp_path / "1.coming")
+    (tmp_path / "first").unlink()
+    shown.show(tmp_path / "second", tmp_path / "2.coming")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2.coming", "second"]
