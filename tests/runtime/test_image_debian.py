@@ -87,7 +87,7 @@ async def test_an_unknown_package_is_told_in_uvs_words(house: ImageHouse) -> Non
     message = caught.value.info.message
     assert (
         caught.value.code is ErrorCode.IMAGE_BUILD
-        and "Step 2 of 2: pip_install no-such-package-by-anyone-h8 failed" in message
+        and "Step 2 of 2: pip_install failed: `uv pip install no-such-package-by-anyone-h8` failed" in message
     )
     assert "no-such-package-by-anyone-h8 was not found" in message and "exit code 1" in message
     with pytest.raises(CellburstError, match=r"(?s)apt-get install no-such-deb-h8.*Unable to locate package"):
