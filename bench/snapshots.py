@@ -100,7 +100,10 @@ def template_start(_: House) -> Iterator[Figure]:
         _make_template(place, kernel)
         ours, theirs = [], []
         for number in range(ROUNDS):
-            ours.append(_fresh(place, kernel, number, "template"))
+            seconds, kind = _fresh(place, kernel, number)
+            if kind != "template":
+                raise RuntimeError(f"a session came up as {kind}, not from its template")
+            ours.append(seconds)
             theirs.append(local_boot(place))
         mine, peer = statistics.median(ours), statistics.median(theirs)
         how = f"of {len(ours)}: {', '.join(f'{s:.2f}' for s in ours)} s; booting a local ipykernel {peer:.2f} s"
@@ -112,10 +115,14 @@ def warm_start(place: House) -> Iterator[Figure]:
     """A fresh session when a restored container waits for one."""
     with contextlib.closing(place.kernel()) as kernel:
         _make_template(place, kernel)
-        ours = []
-        for number in range(ROUNDS):
+        ours: list[float] = []
+        for number in range(4 * ROUNDS):
             wait_for_warm(place)
-            ours.append(_fresh(place, kernel, number, "warm pool"))
+            seconds, kind = _fresh(place, kernel, number)
+            if kind == "warm pool":  # what waits is told once a second: it may be that the last one was just taken
+                ours.append(seconds)
+            if len(ours) == ROUNDS:
+                break
         yield Figure("start to first output from the warm pool", statistics.median(ours) * 1e3, "ms", 100.0, "max",
                      f"of {len(ours)}: {', '.join(f'{s * 1e3:.0f}' for s in ours)} ms")  # fmt: skip
 
@@ -127,14 +134,12 @@ def _make_template(place: House, kernel: Kernel) -> None:
     kernel.check("%modal stop session=warmup")
 
 
-def _fresh(place: House, kernel: Kernel, number: int, kind: str) -> float:
-    """Seconds to the first output of a new session, which must have come up as `kind`."""
+def _fresh(place: House, kernel: Kernel, number: int) -> tuple[float, str]:
+    """Seconds to the first output of a new session, and how it came up (`start_kind`)."""
     seconds = first_output(kernel, f"%%modal session=fresh{number} card=off\nprint(1, flush=True)")
-    came_up = start_kind(place, f"fresh{number}")
-    if came_up != kind:
-        raise RuntimeError(f"session fresh{number} came up as {came_up}, not as {kind}")
+    kind = start_kind(place, f"fresh{number}")
     kernel.check(f"%modal stop session=fresh{number}")
-    return seconds
+    return seconds, kind
 
 
 def torch_start(place: House) -> Iterator[Figure]:
