@@ -48,6 +48,7 @@ def main() -> int:
                 schedules.schedules_at_once,
                 images.images,
                 snapshots.template_start,
+                snapshots.torch_start,
                 snapshots.many_restores,
                 snapshots.two_templates_at_once,
             ):

@@ -142,27 +142,25 @@ def _fresh(place: House, kernel: Kernel, number: int) -> tuple[float, str]:
     return seconds, kind
 
 
-def torch_start(place: House) -> Iterator[Figure]:
-    """The same with torch imported, against booting a local kernel that imports it. Nothing where torch is not installed."""
+def torch_start(_: House) -> Iterator[Figure]:
+    """The same with torch imported, against booting it, without a warm pool too. Nothing where torch is not installed."""
     if importlib.util.find_spec("torch") is None:
         return
     cell = "card=off\nimport torch\nprint(torch.ones(3).sum().item(), flush=True)"
     ours, boots, local = [], [], []
-    for number in range(3):
-        kernel = place.kernel()  # a notebook of its own, so that it has no template yet
-        try:
-            kernel.check("%load_ext cellburst_jupyter")
-            boots.append(first_output(kernel, f"%%modal session=boot {cell}"))
-            wait_for_templates(place, number + 1)
-            kernel.check("%modal stop session=boot")
-            for turn in range(4):
-                seconds = first_output(kernel, f"%%modal session=restored{turn} {cell}")
-                if start_kind(place, f"restored{turn}") == "template":
-                    ours.append(seconds)
-                kernel.check(f"%modal stop session=restored{turn}")
+    with house(warm_pool=False) as place:
+        for number in range(3):
+            with contextlib.closing(place.kernel()) as kernel:  # a notebook of its own, so that it has no template yet
+                kernel.check("%load_ext cellburst_jupyter")
+                boots.append(first_output(kernel, f"%%modal session=boot {cell}"))
+                wait_for_templates(place, number + 1)
+                kernel.check("%modal stop session=boot")
+                for turn in range(4):
+                    seconds = first_output(kernel, f"%%modal session=restored{turn} {cell}")
+                    if start_kind(place, f"restored{turn}") == "template":
+                        ours.append(seconds)
+                    kernel.check(f"%modal stop session=restored{turn}")
             local.append(local_boot(place, "import torch\ntorch.ones(3).sum().item()"))
-        finally:
-            kernel.close()
     mine, peer, beside = (statistics.median(seconds) for seconds in (ours, boots, local))
     how = f"{mine:.2f} s against {peer:.2f} s, medians of {len(ours)} and {len(boots)}; a local ipykernel that imports it takes {beside:.2f} s"
     yield Figure(

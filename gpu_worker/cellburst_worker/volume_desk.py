@@ -33,7 +33,7 @@ class VolumeDesk:
     gateway: GatewayVolumes
     outbox: Outbox
     parked: Callable[[str], bool] = lambda id: True
-    shared_folder: Path | None = None  # of network file systems; None: the gateway is on another machine
+    beside_gateway: bool = False  # on one machine with it: network file systems are folders here
     _delivering: asyncio.Task[None] | None = None
     _locks: defaultdict[tuple[str, Owner], asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
 
@@ -41,7 +41,7 @@ class VolumeDesk:
         """A gateway is there; `shared`: on this machine."""
         folder = str(getattr(welcome, "chunk_folder", ""))
         self.gateway.chunk_folder = Path(folder) if shared and folder else None
-        self.shared_folder = Path(welcome.shared_folder) if shared and welcome.shared_folder else None
+        self.beside_gateway = shared
 
     async def newest(self, volume: str) -> VolumeFiles:
         """What the volume has now. Raises the gateway's error (NOT_FOUND), PlatformError (UNAVAILABLE)."""

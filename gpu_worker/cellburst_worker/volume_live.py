@@ -69,12 +69,12 @@ class LiveMounts:
 
     async def _show_shared(self, places: VolumePlaces, asked: VolumeMount) -> None:
         name = shared_name(asked)
-        if self._desk.shared_folder is None:
+        if not self._desk.beside_gateway or not self._request.shared_folder:
             raise error(
                 ErrorCode.START_FAILED, f"{asked.name} is on the gateway's machine, and this worker is not",
                 next=f"use a volume (volumes={asked.path}:{name}), or a worker on the gateway's machine",
             )  # fmt: skip
-        source = self._desk.shared_folder / name
+        source = Path(self._request.shared_folder) / name
         if not await asyncio.to_thread(source.is_dir):
             raise error(ErrorCode.NOT_FOUND, f"there is no {asked.name} any more", next=f"cellburst nfs create {name}")
         if not places.overlay:

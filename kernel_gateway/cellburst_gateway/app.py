@@ -24,6 +24,7 @@ from cellburst_protocol.states import EndReason
 from . import folders, recovery
 from .auth import WORKSPACE, Authenticator
 from .blobs import BlobFolder
+from .cell_volumes import users_of_shared
 from .cells import Cells
 from .chunks import make_chunk_store
 from .clock import SystemClock
@@ -88,7 +89,9 @@ def build(config: GatewayConfig, clock: Clock, store: Store, held: folders.Secre
     hub.schedules = Schedules(hub)
     hub.secret_desk = SecretDesk(hub)
     hub.volumes = Volumes(hub, make_chunk_store(config))
-    hub.network_file_systems = NetworkFileSystems(config.data_folder / "shared", hub.volumes.users_of)
+    hub.network_file_systems = NetworkFileSystems(
+        config.data_folder / "shared", lambda *which: users_of_shared(hub, *which)
+    )
     return hub
 
 
@@ -153,6 +156,7 @@ class Gateway:
             self.auth.container_alive = lambda container: live_record(self.hub, container)
             self.auth.seed(Owner(WORKSPACE, "user"), held.token, held.worker_token)
             self.hub.blobs.remove_stale(self.clock.wall())
+            self.hub.network_file_systems.drop_drafts()
             sockets = self._bind()
             recovery.recover(self.hub)
             self.hub.schedules.take_up()
@@ -216,6 +220,7 @@ class Gateway:
 
     async def _tick(self) -> None:
         tokens_at = placed_at = evicted_at = self.clock.monotonic()
+        self.hub.network_file_systems.sweep()
         logs_at = evicted_at - LOGS_SECONDS
         while True:
             await asyncio.sleep(TICK_SECONDS)
@@ -233,6 +238,7 @@ class Gateway:
                     self.links.check_tokens()
                 if now - evicted_at >= EVICT_SECONDS:
                     evicted_at = now
+                    self.hub.network_file_systems.sweep()
                     limit = self.config.max_blobs_bytes
                     await asyncio.to_thread(self.hub.blobs.evict, limit, self.clock.wall())
                 if now - logs_at >= LOGS_SECONDS:
@@ -275,6 +281,7 @@ class Gateway:
         self.hub.write_now()
         self.hub.logs.close()
         await asyncio.to_thread(self.hub.volumes.close)
+        await asyncio.to_thread(self.hub.network_file_systems.close)
         self.hub.store.close()
         if self._lock is not None:
             self._lock.close()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cellburst_protocol.bucket_endpoints import PUBLIC, check_entries
 from cellburst_protocol.errors import ErrorCode, error
 
 DISCONNECT_GRACE_SECONDS = 600.0  # how long a session outlives its kernel or its worker's link
@@ -46,6 +47,7 @@ class GatewayConfig:
     volumes_url: str = ""  # of fsspec: s3://BUCKET/PREFIX; "" is the data folder
     volumes_options: dict[str, Any] = field(default_factory=dict)  # for that file system
     volumes_sync: bool = False  # wait for the disk at each chunk
+    bucket_endpoints: tuple[str, ...] = (PUBLIC,)  # where the workers connect to for buckets, see `bucket_endpoints`
     allowed_hosts: tuple[str, ...] = ()
     prices_file: Path | None = None
     config_file: Path | None = None
@@ -117,6 +119,7 @@ def from_arguments(arguments: list[str] | None = None) -> GatewayConfig:
         volumes_url=_text(table, "volumes_url", ""),
         volumes_options=_table(table, "volumes_options"),
         volumes_sync=bool(table.get("volumes_sync", False)),
+        bucket_endpoints=check_entries(_texts(table, "bucket_endpoints", [PUBLIC])),
         allowed_hosts=tuple(str(h).lower() for h in table.get("allowed_hosts", [])),
         prices_file=_path(table, "prices_file"),
         config_file=a.config,
@@ -165,6 +168,13 @@ def _text(table: dict[str, Any], key: str, default: str) -> str:
     value = table.get(key, default)
     if not isinstance(value, str):
         raise _wrong(key, value, "a text")
+    return value
+
+
+def _texts(table: dict[str, Any], key: str, default: list[str]) -> list[str]:
+    value = table.get(key, default)
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise _wrong(key, value, "a list of texts")
     return value
 
 

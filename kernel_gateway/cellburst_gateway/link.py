@@ -206,7 +206,6 @@ class LinkHandler(WebSocketHandler, Base):
             blob_proof_path=str(self.hub.proof_path), blob_proof=self.hub.proof,
             disconnect_grace_seconds=config.disconnect_grace_seconds, max_timeout_seconds=config.max_timeout_seconds,
             gpu_types=self.hub.fleet.gpu_types(), chunk_folder=self.hub.volumes.chunks.folder(self.token.owner.workspace),
-            shared_folder=self.hub.network_file_systems.folder_text(self.token.owner.workspace),
         )  # fmt: skip
 
     def _opened(self, message: Message, stream: Stream) -> None:

@@ -1,38 +1,43 @@
 """Network file systems: folders of this machine that containers of its workers share live.
 
     FOLDER/WORKSPACE/NAME/     one of them; that the folder is there is all that is recorded
-    FOLDER/WORKSPACE/.drafts   files that are being written from outside
+    FOLDER/WORKSPACE/.drafts   files that are being written from outside; folders that were removed, until they are gone
 
 A worker on this machine binds NAME into containers, so what one writes the others see at once, and nothing is versioned: it is a
 folder on a disk. Code in containers may have put anything there, also links: paths are walked part by part, and no link is
-followed. Everything here blocks, but for `folder_text` and `check_there`.
+followed. Everything here blocks, but for `folder_text`, `check_there` and `sweep`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import secrets
-import shutil
 import stat
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
 from cellburst_protocol.errors import CellburstError, ErrorCode, error
-from cellburst_protocol.network_file_systems import MAX_ENTRIES, SharedEntries, SharedEntry, SharedRow
+from cellburst_protocol.network_file_systems import MAX_DEPTH, SharedEntries, SharedRow
 from cellburst_protocol.volumes import check_name, check_path, shown
 
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_KINDS = ((stat.S_ISDIR, "folder"), (stat.S_ISLNK, "link"), (stat.S_ISREG, "file"))
+from .shared_trees import FOLDER, entry_of, list_tree, remove_trees
+
+log = logging.getLogger(__name__)
 
 
 class NetworkFileSystems:
-    """All of this gateway, below `folder`. `users` says in words what uses a mount's id."""
+    """All of this gateway, below `folder`. `users` says in words what uses a workspace's one of a name."""
 
-    def __init__(self, folder: Path, users: Callable[[str], list[str]]) -> None:
+    def __init__(self, folder: Path, users: Callable[[str, str], list[str]]) -> None:
         self._folder, self._users = folder, users
+        self._sweeper = ThreadPoolExecutor(1, "shared-sweep")
+        self._stopped = threading.Event()
 
     def folder_text(self, workspace: str) -> str:
         """Where the workspace's lie; they may not be there yet."""
@@ -53,7 +58,7 @@ class NetworkFileSystems:
     def row(self, workspace: str, name: str) -> SharedRow:
         """One. Raises RequestError (NOT_FOUND)."""
         changed = self._root(workspace, name).stat().st_mtime
-        return SharedRow(name=name, changed_unix_seconds=changed, used_by=self._users(f"n-{name}"))
+        return SharedRow(name=name, changed_unix_seconds=changed, used_by=self._users(workspace, name))
 
     def create(self, workspace: str, name: str, *, if_missing: bool) -> SharedRow:
         """Make one. Raises RequestError (BAD_ARGUMENT; CONFLICT, unless `if_missing`), PlatformError (DISK_FULL, STORE)."""
@@ -74,7 +79,7 @@ class NetworkFileSystems:
     def delete(self, workspace: str, name: str, *, used: bool) -> None:
         """Delete one with all it holds. Raises RequestError: NOT_FOUND; CONFLICT naming what uses it, unless `used`."""
         root = self._root(workspace, name)
-        if (users := self._users(f"n-{name}")) and not used:
+        if (users := self._users(workspace, name)) and not used:
             raise error(
                 ErrorCode.CONFLICT, f"network file system {name} is used by {', '.join(users)}",
                 next="end them, or delete it all the same: --used",
@@ -82,23 +87,22 @@ class NetworkFileSystems:
         with disk_told():
             aside = self._draft(workspace)
             root.rename(aside)  # at once, for whoever looks; who has it bound keeps an empty folder
-            shutil.rmtree(aside)
+        self.sweep()
 
     def entries(self, workspace: str, name: str, path: str, *, recursive: bool) -> SharedEntries:
         """What lies in a folder, by path; a file or link by itself. Raises RequestError (NOT_FOUND, TOO_LARGE)."""
         text = _inner(path)
-        found: list[SharedEntry] = []
         with disk_told(path):
             if text:
                 with self._parent(workspace, name, text) as (folder, last):
                     status = os.stat(last, dir_fd=folder, follow_symlinks=False)
                     if not stat.S_ISDIR(status.st_mode):
-                        return SharedEntries(entries=[_entry(text, status)])
-                    start = os.open(last, _FOLDER, dir_fd=folder)
+                        return SharedEntries(entries=[entry_of(text, status)])
+                    start = os.open(last, FOLDER, dir_fd=folder)
             else:
-                start = os.open(self._root(workspace, name), _FOLDER)
+                start = os.open(self._root(workspace, name), FOLDER)
             try:
-                _list(start, text, found, recursive=recursive)
+                found = list_tree(start, text, recursive=recursive)
             finally:
                 os.close(start)
         return SharedEntries(entries=sorted(found, key=lambda entry: entry.path))
@@ -114,7 +118,11 @@ class NetworkFileSystems:
 
     def draft(self, workspace: str, name: str, path: str) -> Path:
         """A new file for bytes that are to be at `path`: `adopt` it or delete it. Raises RequestError, PlatformError."""
-        check_path(path)
+        if check_path(path).count("/") > MAX_DEPTH:
+            raise error(
+                ErrorCode.BAD_ARGUMENT, f"{shown(path)} lies in more than {MAX_DEPTH} folders",
+                allowed=f"at most {MAX_DEPTH}", next="take a shorter path",
+            )  # fmt: skip
         self._root(workspace, name)
         with disk_told(path):
             return self._draft(workspace)
@@ -139,7 +147,39 @@ class NetworkFileSystems:
                 )  # fmt: skip
             aside = self._draft(workspace)
             os.rename(last, aside, src_dir_fd=folder)  # beside an open folder
-            shutil.rmtree(aside)
+        self.sweep()
+
+    def drop_drafts(self) -> None:
+        """Drop the files that another gateway was writing when it ended. Before this one serves."""
+        with contextlib.suppress(OSError):
+            for path in self._folder.glob("*/.drafts/*"):
+                with contextlib.suppress(OSError):  # a folder: the sweep's
+                    path.unlink()
+
+    def sweep(self) -> None:
+        """Begin to take removed folders off the disk, beside: one that is large, or that a container still writes to, takes
+        its time, or stays until a later sweep. Called regularly."""
+        with contextlib.suppress(RuntimeError):  # closed
+            self._sweeper.submit(self._sweep)
+
+    def close(self) -> None:
+        """End a sweep that is under way; the next gateway goes on with it."""
+        self._stopped.set()
+        self._sweeper.shutdown(cancel_futures=True)
+
+    def _sweep(self) -> None:
+        for path in self._folder.glob("*/.drafts"):
+            try:
+                drafts = os.open(path, FOLDER)
+                try:
+                    left = remove_trees(drafts, self._stopped.is_set)
+                finally:
+                    os.close(drafts)
+            except OSError as why:
+                log.warning("removed folders of network file systems stay on the disk", extra={"why": str(why)})
+                continue
+            if left and not self._stopped.is_set():
+                log.info("removed folders of network file systems are still written to", extra={"folders": left})
 
     def _draft(self, workspace: str) -> Path:
         folder = Path(self.folder_text(workspace)) / ".drafts"
@@ -158,7 +198,7 @@ class NetworkFileSystems:
     @contextlib.contextmanager
     def _parent(self, workspace: str, name: str, path: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
         *folders, last = path.split("/")
-        current = os.open(self._root(workspace, name), _FOLDER)
+        current = os.open(self._root(workspace, name), FOLDER)
         try:
             for part in folders:
                 made = False
@@ -166,7 +206,7 @@ class NetworkFileSystems:
                     with contextlib.suppress(FileExistsError):
                         os.mkdir(part, dir_fd=current)
                         made = True
-                following = os.open(part, _FOLDER, dir_fd=current)
+                following = os.open(part, FOLDER, dir_fd=current)
                 if made:
                     os.fchmod(following, 0o777)  # what was opened: code in a container may have put a link in its place
                 os.close(current)
@@ -180,36 +220,6 @@ def _inner(path: str) -> str:
     return check_path(path) if path.strip("/") else ""
 
 
-def _list(folder: int, base: str, found: list[SharedEntry], *, recursive: bool) -> None:
-    for name in os.listdir(folder):  # an open folder
-        try:
-            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
-        except FileNotFoundError:
-            continue  # removed meanwhile
-        path = f"{base}/{name}" if base else name
-        try:
-            path.encode()
-        except UnicodeEncodeError:
-            continue  # no name that could be asked for
-        found.append(_entry(path, status))
-        if len(found) > MAX_ENTRIES:
-            raise error(ErrorCode.TOO_LARGE, f"more than {MAX_ENTRIES:,} entries", next="list its folders one by one")
-        if recursive and stat.S_ISDIR(status.st_mode):
-            try:
-                inner = os.open(name, _FOLDER, dir_fd=folder)
-            except OSError:
-                continue  # removed, or exchanged for a link
-            try:
-                _list(inner, path, found, recursive=True)
-            finally:
-                os.close(inner)
-
-
-def _entry(path: str, status: os.stat_result) -> SharedEntry:
-    kind = next((word for is_so, word in _KINDS if is_so(status.st_mode)), "other")
-    return SharedEntry(path=path, kind=kind, size_bytes=status.st_size, modified_unix_seconds=status.st_mtime)
-
-
 @contextlib.contextmanager
 def disk_told(path: str = "") -> Iterator[None]:
     """What the disk says, as the error tree."""
@@ -220,7 +230,7 @@ def disk_told(path: str = "") -> Iterator[None]:
     except OSError as why:
         if why.errno == errno.ENOENT and path:
             raise error(ErrorCode.NOT_FOUND, f"there is no {shown(path)}", next="cellburst nfs ls NAME") from None
-        if why.errno in (errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG):
+        if why.errno in (errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENAMETOOLONG):
             what = f"{shown(path)}: a folder, a file or a link is where it cannot be ({why.strerror})"
             raise error(ErrorCode.BAD_ARGUMENT, what, next="links are not followed; give the path itself") from None
         full = why.errno in (errno.ENOSPC, errno.EDQUOT)

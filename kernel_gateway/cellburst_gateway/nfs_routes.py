@@ -6,6 +6,7 @@ A file's bytes are never in memory whole: a body goes to a draft as it comes, an
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import msgspec
 from tornado.iostream import StreamClosedError
 from tornado.web import stream_request_body
 
-from cellburst_protocol.errors import ErrorCode, error
+from cellburst_protocol.errors import CellburstError, ErrorCode, error
 from cellburst_protocol.network_file_systems import MAX_FILE_BYTES, CreateShared, SharedList
 
 from .http_base import Base
@@ -23,6 +24,8 @@ from .network_file_systems import NetworkFileSystems, disk_told
 from .store_rows import Role
 
 PIECE_BYTES = 1024**2
+
+log = logging.getLogger(__name__)
 
 
 class _SharedBase(Base):
@@ -122,23 +125,30 @@ class SharedFileRoute(_SharedBase):
         self.request.connection.set_max_body_size(MAX_FILE_BYTES)  # type: ignore[union-attr]  # tornado's HTTP/1 one
         name = self.path_args[0]
         self._draft = await asyncio.to_thread(self.all.draft, self.workspace, name, self.given("path"))
-        self._out = os.open(self._draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with disk_told():
+            self._out = os.open(self._draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
     async def data_received(self, chunk: bytes) -> None:
         """The next bytes of the body."""
-        if self._out < 0:
+        if self._out < 0 or self._finished:
             return
-        self._writing = True
+        self._writing, refused = True, None
         try:
             with disk_told(self.given("path")):
                 await asyncio.to_thread(_write_all, self._out, chunk)
+        except CellburstError as why:  # what is raised here would close the connection without a word
+            refused = why.info
         finally:
             self._writing = False
-            if self._gone:
+            if self._gone or refused is not None:
                 self._forget()
+        if refused is not None and not self._gone:
+            self.refuse(refused)
 
     async def put(self, name: str) -> None:
         """Keep the body."""
+        if self._finished:
+            return
         assert self._draft is not None
         self._close()
         await asyncio.to_thread(self.all.adopt, self._draft, self.workspace, name, self.given("path"))
@@ -147,12 +157,21 @@ class SharedFileRoute(_SharedBase):
     async def get(self, name: str) -> None:
         """Its bytes."""
         fd = await asyncio.to_thread(self.all.open_file, self.workspace, name, self.given("path"))
+        begun = False
         try:
             self.set_header("Content-Type", "application/octet-stream")
-            while piece := await asyncio.to_thread(os.read, fd, PIECE_BYTES):
+            while piece := await asyncio.to_thread(_read, fd, self.given("path")):
                 self.write(piece)
+                begun = True
                 await self.flush()
         except StreamClosedError:
+            return
+        except CellburstError as why:
+            if not begun:
+                raise
+            log.error("an answer was cut off: %s", why.info.message)
+            # The end of the answer would say that the file is whole.
+            self.request.connection.stream.close()  # type: ignore[union-attr]  # tornado's HTTP/1 one
             return
         finally:
             os.close(fd)
@@ -194,6 +213,11 @@ def nfs_routes(base: dict[str, Any]) -> list[tuple[str, type[Base], dict[str, An
         (r"/nfs/([^/]*)/entries", SharedEntriesRoute, base),
         (r"/nfs/([^/]*)/file", SharedFileRoute, base),
     ]
+
+
+def _read(fd: int, path: str) -> bytes:
+    with disk_told(path):
+        return os.read(fd, PIECE_BYTES)
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -29,7 +29,7 @@ from cellburst_protocol.states import CallState, ContainerState, EndReason, Sess
 
 from .build_secrets import for_container
 from .calls import Call
-from .cell_volumes import bucket_keys
+from .cell_volumes import bucket_keys, shared_folder
 from .cells import describe
 from .container_link import container_token
 from .containers import ContainerDetail, ContainerHandle
@@ -360,6 +360,7 @@ class Placer:
                     recipe=handle.detail.recipe, engine="", prepare_call=call_id, parked=handle.detail.parked,
                     volumes=handle.detail.volumes, bucket_keys=keys, build_secrets=build_secrets, names=names,
                     park_key=self._hub.secret_desk.park_key(session, handle.detail.parked),
+                    shared_folder=shared_folder(self._hub, session, handle.detail.volumes),
                     link_token=container_token(self._hub.secrets.master_key, handle.id)
                     if handle.detail.link_image is not None else "",
                 )

@@ -34,6 +34,7 @@ from cellburst_protocol.schedules import (
 
 from . import cron, cron_words
 from . import schedule_times as times
+from .cell_volumes import check_bucket_endpoints
 from .run_environment import environment_changes
 from .run_rules import row_of_run
 from .schedule_forecast import MEAN_OF, forecast
@@ -66,6 +67,7 @@ class Schedules(ScheduleRuns):
         self._check_machine(spec)
         notebook = await asyncio.to_thread(self._freeze, owner.workspace, spec)
         spec = _with_cells(spec, notebook)
+        check_bucket_endpoints(self._hub, spec.volumes)
         text = msgspec.json.encode(spec).decode()
         new = before is None
         record = self._hub.store.put_schedule(
@@ -127,6 +129,8 @@ class Schedules(ScheduleRuns):
             if not await self._hub.secret_desk.is_there(workspace, name):
                 info.missing.append(f"secret {name!r} is not there: `cellburst secret create {name}` makes it")
         for name in volumes_of(info.spec):
+            if "://" in name:
+                continue  # a bucket or a network file system, no volume
             try:
                 self._hub.store.get_volume(workspace, name)
             except CellburstError as why:
@@ -276,7 +280,7 @@ class Schedules(ScheduleRuns):
     def users_of(self, workspace: str, *, secret: str = "", volume: str = "") -> list[str]:
         """Names of the schedules that use a secret or a volume."""
         return sorted(
-            live.record.name for live in self._live.values()
+            live.record.name for live in list(self._live.values())  # also asked from threads
             if live.record.owner.workspace == workspace
             and (secret in secrets_of(live.spec) if secret else volume in volumes_of(live.spec))
         )  # fmt: skip

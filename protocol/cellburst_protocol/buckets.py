@@ -28,6 +28,9 @@ _KEYS = {
 }  # fmt: skip
 _GOOGLE_KEYS = {"GOOGLE_ACCESS_KEY_ID": "access_key_id", "GOOGLE_ACCESS_KEY_SECRET": "secret_access_key"}
 _FORM = "s3://BUCKET/PREFIX?secret=NAME&endpoint=https://HOST&ro&requester_pays"
+_REGION = re.compile(r"[a-z0-9-]{1,40}")  # it becomes a part of a host's name
+# Read in the same way by all that read it: no "\\", no user, nothing after the path.
+_ENDPOINT = re.compile(r"https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?")
 MAX_PREFIX_BYTES = 900  # of a key's 1,024
 
 
@@ -88,11 +91,14 @@ def check_bucket(source: BucketSource) -> BucketSource:
     if (
         any(part in ("", ".", "..") for part in parts)
         or not prefix.isprintable()
+        # As a line says it, these end the prefix.
+        or any(character in prefix for character in "?,")
+        or prefix.endswith(" ")
         or len(prefix.encode()) > MAX_PREFIX_BYTES
     ):
         raise error(
             ErrorCode.BAD_ARGUMENT, f"{shown(prefix)} is no prefix of keys", next="for example datasets/2026",
-            allowed=f"parts separated by '/', none empty, '.' or '..', at most {MAX_PREFIX_BYTES} bytes",
+            allowed=f"parts separated by '/', none empty, '.' or '..', without '?' and ',', at most {MAX_PREFIX_BYTES} bytes",
         )  # fmt: skip
     if source.secret:
         check_secret_name(source.secret)
@@ -102,9 +108,18 @@ def check_bucket(source: BucketSource) -> BucketSource:
 
 
 def bucket_options(source: BucketSource, values: Mapping[str, str]) -> dict[str, str]:
-    """The options of the bucket's connection out of its secret's values; see `check_bucket_keys`."""
+    """The options of the bucket's connection out of its secret's values; see `check_bucket_keys`.
+
+    Raises RequestError (BAD_ARGUMENT) for a region that is none.
+    """
     known = _GOOGLE_KEYS if _GOOGLE_KEYS.keys() <= values.keys() else _KEYS
-    return {option: values[key] for key, option in known.items() if values.get(key)}
+    options = {option: values[key] for key, option in known.items() if values.get(key)}
+    if not _REGION.fullmatch(options.get("region", "none")):
+        raise error(
+            ErrorCode.BAD_ARGUMENT, f"the region in secret {source.secret!r} is none", allowed="small letters, digits and '-'",
+            next=f"cellburst secret update {source.secret} AWS_REGION=us-east-1",
+        )  # fmt: skip
+    return options
 
 
 def check_bucket_keys(source: BucketSource, keys: Collection[str]) -> None:
@@ -126,7 +141,18 @@ def is_refused_address(text: str) -> bool:
         address = ipaddress.ip_address(text)
     except ValueError:
         return False
+    if isinstance(address, ipaddress.IPv6Address):
+        address = address.ipv4_mapped or address
     return address.is_link_local or address.is_multicast or address.is_unspecified or text == "fd00:ec2::254"
+
+
+def is_address(text: str) -> bool:
+    """Whether it is an IP address, as it is written."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_endpoint(url: str) -> None:
@@ -138,9 +164,9 @@ def _check_endpoint(url: str) -> None:
         why, parts, host = "it cannot be read", urlsplit(""), ""
     if not why and (parts.scheme not in ("http", "https") or not host):
         why = "it does not begin with http:// or https:// and a host"
-    elif parts.username or parts.password:
+    elif parts.username is not None or parts.password is not None:
         why = "a credential stood in it, which belongs into a secret"
-    elif parts.query or parts.fragment or not url.isprintable() or " " in url or "," in url:
+    elif not why and not _ENDPOINT.fullmatch(url):
         why = "it has more than a host, a port and a path"
     elif is_refused_address(host):
         why = "that address is the machine's own affair"

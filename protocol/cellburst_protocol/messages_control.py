@@ -44,7 +44,6 @@ class Welcome(Base, kw_only=True, tag="welcome"):
     blob_proof_path: str = ""
     blob_proof: str = ""
     chunk_folder: str = ""  # of volumes, likewise; chunks lie as HASH[:2]/HASH, drafts in tmp. "": they go by HTTP
-    shared_folder: str = ""  # of network file systems, likewise: only workers on the gateway's machine can show them
     heartbeat_seconds: float = 1.0
     disconnect_grace_seconds: float = 600.0
     max_timeout_seconds: float = 86400.0

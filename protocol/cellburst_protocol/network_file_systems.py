@@ -18,11 +18,12 @@ from __future__ import annotations
 import msgspec
 
 MAX_ENTRIES = 100_000  # of one answer
+MAX_DEPTH = 200  # folders in one another: of a path that is made from outside, and of one recursive list
 MAX_FILE_BYTES = 1024**4
 
 
 class SharedRow(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A network file system in a list. `used_by` are running or parked sessions, as words for people."""
+    """A network file system in a list. `used_by` are running or parked sessions and schedules, as words for people."""
 
     name: str
     changed_unix_seconds: float = 0.0

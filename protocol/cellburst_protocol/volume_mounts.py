@@ -6,6 +6,7 @@ Beside volumes there may be buckets, `/data:s3://BUCKET/PREFIX?secret=NAME` (see
 
 from __future__ import annotations
 
+import hashlib
 import posixpath
 from collections.abc import Sequence
 
@@ -91,10 +92,16 @@ def text_of(mounts: Sequence[VolumeMount]) -> str:
     return ",".join(f"{m.path}:{_text(m)}" for m in mounts)
 
 
-def shared_mount(name: str, path: str, *, read_only: bool = False) -> VolumeMount:
-    """A network file system at a path. Raises RequestError (BAD_ARGUMENT) for what is no name."""
+def shared_id(workspace: str, name: str) -> str:
+    """The id under which a workspace's network file system is mounted: it also names a folder. Raises RequestError
+    (BAD_ARGUMENT) for what is no name."""
+    return f"n-{hashlib.sha256(workspace.encode()).hexdigest()[:16]}-{check_name(name)}"
+
+
+def shared_mount(name: str, path: str, *, read_only: bool = False, workspace: str = "") -> VolumeMount:
+    """A network file system at a path; the gateway fills in whose. Raises RequestError (BAD_ARGUMENT) for what is no name."""
     return VolumeMount(
-        volume=f"n-{check_name(name)}", name=f"{SHARED}{name}", path=path, read_only=read_only, kind="shared"
+        volume=shared_id(workspace, name), name=f"{SHARED}{name}", path=path, read_only=read_only, kind="shared"
     )
 
 

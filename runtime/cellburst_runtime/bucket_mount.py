@@ -74,17 +74,7 @@ class Bucket:
             "endpoint": source.endpoint_url, "requester_pays": "true" if source.requester_pays else "",
             "region": "us-east-1", **self.options,
         }  # fmt: skip
-        passed = (
-            "PATH",
-            "HTTP_PROXY",
-            "HTTPS_PROXY",
-            "NO_PROXY",
-            "http_proxy",
-            "https_proxy",
-            "no_proxy",
-            "SSL_CERT_FILE",
-        )
-        found = {name: os.environ[name] for name in passed if name in os.environ}
+        found = {name: os.environ[name] for name in _PASSED if name in os.environ}
         return found | {f"RCLONE_CONFIG_B_{key.upper()}": value for key, value in options.items() if value}
 
     def clean(self, text: str) -> str:
@@ -104,6 +94,7 @@ class BucketMount:
         self._watch: asyncio.Task[None] | None = None
         self._log = cache.with_suffix(".log")  # where no container sees it
         self._told: set[str] = set()
+        self._said_ended = False
 
     async def start(self, container: str, owner: tuple[int, int]) -> None:
         """Check that the bucket can be listed, and show it. Raises RequestError (BAD_ARGUMENT, FORBIDDEN), PlatformError
@@ -129,20 +120,25 @@ class BucketMount:
         environment = {**self.bucket.environment(), HELPER_MARK: container}
         self._child = await Child.start(arguments, environment=environment)
         await self._mounted(self._child)
-        self._watch = asyncio.create_task(self._read_log())
+        self._watch = asyncio.create_task(self._read_log(self._child))
 
     async def close(self, *, flush: bool) -> None:
-        """Take the folder away. With `flush` the container's processes are gone, and what they closed last is uploaded first."""
+        """Take the folder away. With `flush` the container's processes are gone, and what they closed last is uploaded first;
+        where that is not sure, it is told."""
         child, self._child = self._child, None
         if child is None:
             return
+        if flush and child.ended:
+            self._tell_ended(await child.wait())
         await unmount_below(self.place)
         try:
             async with asyncio.timeout(FLUSH_SECONDS if flush else 0):
-                await child.wait()
+                code = await child.wait()
+            if flush and code:
+                self._tell_ended(code)
         except TimeoutError:
             if flush:
-                what = f"uploads that took over {FLUSH_SECONDS:.0f} s at the end were given up"
+                what = f"uploads may be lost: those that took over {FLUSH_SECONDS:.0f} s at the end were given up"
                 self._tell(f"{self.bucket.source.text}: {what}")
         finally:
             await kill_until_none(lambda: [child.pid] if is_same_process(child.pid, child.start_ticks) else [])
@@ -179,10 +175,7 @@ class BucketMount:
                 ErrorCode.NOT_FOUND, f"there is no bucket {source.name!r} at {source.endpoint_url or 'Amazon S3'}",
                 next="check the bucket's name and its endpoint",
             )  # fmt: skip
-        if any(
-            word in why
-            for word in ("403", "Forbidden", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "401")
-        ):
+        if any(word in why for word in _REFUSALS):
             return error(
                 ErrorCode.FORBIDDEN, f"bucket {source.text} is refused with {who}: {why}",
                 next="check the secret's keys, and that they may list the bucket",
@@ -211,10 +204,26 @@ class BucketMount:
             next="see that this machine has /dev/fuse and the package fuse3",
         )  # fmt: skip
 
-    async def _read_log(self) -> None:
-        while True:
-            await asyncio.sleep(1.0)
-            await asyncio.to_thread(self._tell_problems)
+    async def _read_log(self, child: Child) -> None:
+        ended = asyncio.ensure_future(child.wait())
+        try:
+            while not ended.done():
+                await asyncio.wait({ended}, timeout=1.0)
+                await asyncio.to_thread(self._tell_problems)
+            if self._child is child:  # nobody takes it away: it ended by itself
+                self._tell_ended(ended.result())
+        finally:
+            ended.cancel()
+
+    def _tell_ended(self, code: int) -> None:
+        """Once: what showed the bucket is gone, and with it what it had not uploaded."""
+        if not self._said_ended:
+            self._said_ended = True
+            how = f"signal {-code}" if code < 0 else f"code {code}"
+            self._tell(
+                f"{self.bucket.source.text}: uploads may be lost: what showed the bucket ended ({how}); a restart of the"
+                " session shows it again"
+            )
 
     def _tell_problems(self) -> None:
         """Each problem once. Blocks."""

@@ -6,6 +6,7 @@ A pid is reused, so whoever stores one stores its start time too and compares bo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterable
@@ -89,6 +90,27 @@ def marked(container_id: str, mark: str = MARK) -> list[int]:
         if stat is not None and stat.state not in "ZX":
             found.append(stat.pid)
     return found
+
+
+def waiting_for_fuse(pids: Iterable[int]) -> set[int]:
+    """Threads of these processes that no signal ends because they wait for a program that shows a file system (FUSE).
+
+    Where the kernel does not say what they wait for, any such wait counts.
+    """
+    found: set[int] = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it ends meanwhile
+            for thread in (_PROC / str(pid) / "task").iterdir():
+                with contextlib.suppress(OSError, UnicodeDecodeError):
+                    text = (thread / "stat").read_text()
+                    waits_in = (thread / "wchan").read_text().strip("0") if _state(text) == "D" else "nothing"
+                    if waits_in in ("", "request_wait_answer") or "fuse" in waits_in:
+                        found.add(int(thread.name))
+    return found
+
+
+def _state(stat: str) -> str:
+    return stat[stat.rfind(")") + 2 :][:1]
 
 
 def kill_all(pids: Iterable[int]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import shutil
 from collections.abc import Awaitable, Callable
@@ -15,12 +16,15 @@ from cellburst_protocol.errors import ErrorCode, error
 
 from .cgroups import Cgroups
 from .mounts import mounts_below, unmount_below
-from .proc import HELPER_MARK, descendants, is_same_process, kill_until_none, marked, process_stat
+from .proc import HELPER_MARK, descendants, is_same_process, kill_until_none, marked, process_stat, waiting_for_fuse
 from .record import ContainerRecord
 from .tools import run_command
 
-HANGS_SECONDS = 3.0  # until a container's processes are taken to wait for its buckets
-UPLOAD_SECONDS = 10.0  # of what a container of a dead worker closed last
+HANGS_SECONDS = 3.0  # until a process that does not end by SIGKILL is taken to wait for its buckets
+LOOK_SECONDS = 0.5  # between two looks at what waits: one that is seen waiting twice hangs
+UPLOAD_SECONDS = 120.0  # of what a container of a dead worker closed last
+
+log = logging.getLogger(__name__)
 
 
 class NetworkRemover(Protocol):
@@ -41,13 +45,30 @@ class Remover:
         """End every process of a container and the engine's own around it."""
         if not record.helpers:
             return await self._end(record)
-        # A process that waits for a bucket whose server hangs cannot be ended before what shows the bucket is.
-        impatience = asyncio.create_task(_end_helpers(record.id, after_seconds=HANGS_SECONDS))
+        # A process that waits for a bucket whose server hangs cannot be ended before what shows the bucket is. Otherwise what
+        # shows it goes on: it has uploads to finish, however long the rest takes (`BucketMount.close`).
+        impatience = asyncio.create_task(self._end_helpers_in_the_way(record))
         try:
             await self._end(record)
         finally:
             impatience.cancel()
             await asyncio.gather(impatience, return_exceptions=True)
+
+    async def _end_helpers_in_the_way(self, record: ContainerRecord) -> None:
+        """End what shows its buckets when a process of the container hangs because of it."""
+        list_pids = _pids_of(record)
+        list_pids()  # they are found by their first one, while it lives
+        await asyncio.sleep(HANGS_SECONDS)
+        before: set[int] = set()
+        while True:
+            in_group = self.cgroups.group(record.cgroup).pids() if record.cgroup else []
+            now = await asyncio.to_thread(waiting_for_fuse, {*list_pids(), *in_group})
+            if before & now:
+                log.warning("a bucket hangs: what shows it is ended", extra={"container": record.id})
+                await _end_helpers(record.id, after_seconds=0)
+                return
+            before = now
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def _end(self, record: ContainerRecord) -> None:
         if record.cgroup:
@@ -114,7 +135,10 @@ async def _end_helpers(container_id: str, *, after_seconds: float) -> list[str]:
             while await asyncio.to_thread(list_pids):
                 await asyncio.sleep(0.05)
     except TimeoutError:
-        pass
+        if after_seconds:
+            log.warning(
+                "uploads to a bucket were given up", extra={"container": container_id, "seconds": after_seconds}
+            )
     return [] if await kill_until_none(list_pids) else [f"what shows its buckets ({list_pids()})"]
 
 

@@ -272,22 +272,26 @@ class Runtime:
 
         Called at a worker's start, before any container is started: also finds what a killed worker left half made.
         """
-        removed: list[str] = []
+        left: list[tuple[ContainerRecord, Path]] = []
         kept = set(keep)
         for folder in sorted((self.run_folder / CONTAINERS).iterdir()):
             record = load_record(folder) or ContainerRecord(id=folder.name)
             if record.id in kept or folder.name in kept:
                 kept.add(record.id)
                 continue
-            await self._remover.remove(record, folder)
-            removed.append(record.id)
+            left.append((record, folder))
+        # At the same time: each may wait for uploads to a bucket whose server hangs.
+        ends = await asyncio.gather(*(self._remover.remove(*one) for one in left), return_exceptions=True)
+        for failed in ends:
+            if failed is not None:
+                raise failed
         await self.images.collect_garbage()
         await self._networks.collect_garbage(kept)
         await asyncio.to_thread(self.snapshots.collect_garbage)
         for image in (self.data_folder / STORES).glob("*.img"):
             if image.stem not in kept:
                 image.unlink()
-        return removed
+        return [record.id for record, _ in left]
 
     async def close(self) -> None:
         """Let go of what this process holds. Containers are not ended: remove them first."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import secrets
 import sys
 import time
 from pathlib import Path
@@ -117,14 +119,24 @@ def get(name: str, remote_path: str, local_path: str) -> None:
     local = Path(local_path)
     if local.is_dir():
         local = local / remote_path.rstrip("/").rpartition("/")[2]
+    if os.path.lexists(local):
+        raise _there_already(local)
     first = next(iter(pieces), b"")  # before anything is made: there may be no such file
+    draft = local.with_name(f".{secrets.token_hex(12)}.part")
     try:
-        with open(local, "xb") as file:
+        with open(draft, "xb") as file:
             file.write(first)
             for piece in pieces:
                 file.write(piece)
-    except FileExistsError:
-        raise click.ClickException(f"{str(local)!r} is there already: give another name") from None
+        if os.path.lexists(local):  # meanwhile
+            raise _there_already(local)
+        draft.rename(local)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _there_already(local: Path) -> click.ClickException:
+    return click.ClickException(f"{str(local)!r} is there already: give another name")
 
 
 @nfs.command()

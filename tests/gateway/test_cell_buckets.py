@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from cellburst_gateway.config import GatewayConfig, from_arguments
 from cellburst_protocol.buckets import BucketSource, bucket_id
-from cellburst_protocol.errors import ErrorCode
+from cellburst_protocol.errors import CellburstError, ErrorCode
 from cellburst_protocol.messages import (
     CellAccepted,
     CellRefused,
@@ -23,10 +27,20 @@ from tests.fakes.fake_kernel import FakeKernel
 from tests.fakes.fake_worker import FakeWorker
 from tests.gateway.house import House
 from tests.gateway.parking_house import is_free, park
+from tests.gateway.scheduled import Scheduling, notebook
+from tests.gateway.test_container_link import inside
 from tests.gateway.test_secrets import ask
 
 ID, KEY = "AKIASENTINEL0001", "sentinel-9d1f-secret-key"
 LINE = "/data:s3://training-data/2026?secret=aws&endpoint=https://minio.example.org&ro"
+
+
+MINE = "/data:s3://training-data?endpoint=http://127.0.0.1:9000"
+
+
+@pytest.fixture
+def config(config: GatewayConfig) -> GatewayConfig:
+    return replace(config, bucket_endpoints=("public", "minio.example.org"))
 
 
 async def secret(house: House, **values: str) -> None:
@@ -128,3 +142,75 @@ async def test_a_network_file_system_must_be_there_and_names_its_users(house: Ho
     assert "session default" in there.row("home", "scratch").used_by[0]
     folder = Path(there.folder_text("home"))
     assert folder.stat().st_mode & 0o777 == 0o700 and (folder / "scratch").stat().st_mode & 0o777 == 0o777
+
+
+async def test_a_bucket_is_only_where_the_operator_says(house: House) -> None:
+    worker, kernel = await house.worker(), await house.kernel()
+    for number, endpoint in enumerate((
+        "http://127.0.0.1:9000", "https://evilamazonaws.com", "http://minio.example.org", "https://10.0.0.1", "https://xminio.example.org",
+    )):  # fmt: skip
+        answer = await refused(kernel, f"{number}", volumes=parse_volumes(f"/data:s3://abc?endpoint={endpoint}"))
+        assert answer.error.code is ErrorCode.FORBIDDEN, answer
+        line = f'bucket_endpoints = ["public", "minio.example.org", "{endpoint}"]'
+        assert line in answer.error.next
+    scheduling = await Scheduling.of(house)
+    with pytest.raises(CellburstError, match=r"127\.0\.0\.1:9000") as caught:
+        await scheduling.put(notebook("1"), volumes=parse_volumes(MINE))
+    assert caught.value.code is ErrorCode.FORBIDDEN
+    assert (await scheduling.put(notebook("1"), volumes=parse_volumes("/data:s3://abc"))).row.volumes == ["s3://abc"]
+    assert not worker.containers
+
+
+async def test_an_endpoint_is_looked_at_again_when_a_worker_gets_it(house: House) -> None:
+    worker, kernel = await house.worker(), await house.kernel()
+    hub = house.gateway.hub
+    hub.config = replace(hub.config, bucket_endpoints=("http://127.0.0.1:9000",))
+    await kernel.run("x", call="1", volumes=parse_volumes(MINE))
+    assert (await kernel.ended("1")).reason is EndReason.DONE and newest(worker).volumes
+    await park(house, kernel)
+    await house.until(lambda: is_free(house))
+    # The operator trusts it no more. The session's cells name no volumes: what it has is not taken from a line.
+    hub.config = replace(hub.config, bucket_endpoints=())
+    await kernel.run("x", call="2")
+    ended = await kernel.ended("2")
+    assert (
+        ended.error is not None and ended.error.code is ErrorCode.FORBIDDEN and "127.0.0.1:9000" in ended.error.message
+    )
+    assert not worker.containers
+
+
+async def test_code_in_a_container_shows_no_bucket_that_its_own_session_has_not(house: House) -> None:
+    worker, kernel = await house.worker(), await house.kernel(notebook="/report.ipynb")
+    asked = "/data:s3://open-data?ro,/other:s3://mine"
+    await kernel.run("wait", call="outer", with_link=True, volumes=parse_volumes(asked))
+    await kernel.until(lambda: "CellStarted" in kernel.kinds("outer"))
+    link = await inside(house, newest(worker))
+    await link.session(notebook="whatever", kernel_id="k2")
+    for number, line in enumerate(
+        ("/d:s3://elsewhere", "/d:s3://open-data", "/d:s3://mine/below", "/d:s3://mine?requester_pays")
+    ):
+        answer = await refused(link, f"{number}", volumes=parse_volumes(line))
+        assert (
+            answer.error.code is ErrorCode.FORBIDDEN
+            and line in answer.error.next
+            and "s3://mine" in answer.error.allowed
+        )
+    await link.run("x", call="fine", volumes=parse_volumes("/d:s3://open-data?ro,/m:s3://mine"))
+    assert (await link.ended("fine")).reason is EndReason.DONE
+    assert [mount.path for mount in newest(worker).volumes] == ["/d", "/m"]
+
+
+def test_the_operator_says_it_in_the_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    folders = ["--data-dir", str(tmp_path), "--run-dir", str(tmp_path), "--config", str(file)]
+    for text, expected in (
+        ("", ("public",)),
+        ("bucket_endpoints = []", ()),
+        ('bucket_endpoints = ["public", "http://127.0.0.1:9000/"]', ("public", "http://127.0.0.1:9000")),
+    ):
+        file.write_text(f"[gateway]\n{text}\n")
+        assert from_arguments(folders).bucket_endpoints == expected
+    for text in ('"public"', "[1]", '["127.0.0.1:9000"]', '["*.example.org"]'):
+        file.write_text(f"[gateway]\nbucket_endpoints = {text}\n")
+        with pytest.raises(CellburstError, match="bucket_endpoints"):
+            from_arguments(folders)

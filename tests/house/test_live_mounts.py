@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.harness import House, Kernel
+from bench.harness import House, Kernel, house
 from tests.fakes.s3 import BUCKET, S3
 
 pytestmark = [pytest.mark.gvisor, pytest.mark.timeout(180)]
@@ -23,6 +23,14 @@ def s3() -> Iterator[S3]:
         yield made
     finally:
         made.close()
+
+
+@pytest.fixture(scope="module")
+def place(s3: S3) -> Iterator[House]:
+    """A house whose operator trusts that server."""
+    with house("A100:2", warm_pool=False) as made:
+        Path(made.environment["CELLBURST_CONFIG"]).write_text(f'[gateway]\nbucket_endpoints = ["public", "{s3.url}"]\n')
+        yield made
 
 
 def cellburst(place: House, *arguments: str, given: str = "") -> str:
@@ -52,6 +60,9 @@ def test_a_cell_with_a_bucket_and_a_shared_folder(place: House, kernel: Kernel, 
     )
     kernel.check("%modal stop")
     assert s3.all() == {"in/a.csv": b"x,y", "in/out": b"made"}
+    # So is an endpoint that the operator did not name, with what he would have to write.
+    ran = kernel.run(f"%%modal volumes=/data:s3://{BUCKET}?endpoint=http://127.0.0.1:1\n1")
+    assert "bucket_endpoints = " in ran.error and '"http://127.0.0.1:1"' in ran.error
     # A secret that is not there is said before anything starts.
     ran = kernel.run(f"%%modal volumes=/data:s3://{BUCKET}?secret=gone\n1")
     assert "gone" in ran.error

@@ -64,7 +64,8 @@ def test_buckets_and_network_file_systems_of_a_line() -> None:
     "/b:s3://abc?ro=yes", "/b:s3://abc?secret=<x>", "/b:s3://abc?endpoint=minio:9000", "/b:s3://abc?endpoint=http://u:p@h", "/usr/b:s3://abc",
     "/b:s3://abc?endpoint=http://169.254.169.254", "/b:s3://abc?endpoint=http://[fe80::1]", "/b:s3://abc?endpoint=http://0.0.0.0", "/b:nfs://",
     "/b:nfs://a/b", "/b:nfs://abc?rw", "/b:nfs://abc,/c:nfs://abc", "/b:s3://abc,/b/c:nfs://abc", "/b:s3://abc/" + "x" * 901,
-    "/b:s3://abc?endpoint=http://h:x",
+    "/b:s3://abc?endpoint=http://h:x", "/b:s3://abc?endpoint=http://[::ffff:169.254.169.254]", "/b:s3://abc?endpoint=https://@h",
+    "/b:s3://abc?endpoint=https://h\\@x", "/b:s3://abc?endpoint=https://h%20x", "/b:s3://abc?endpoint=https://h/a;b",
 ])  # fmt: skip
 def test_no_such_bucket_or_network_file_system(text: str) -> None:
     with pytest.raises(CellburstError) as caught:

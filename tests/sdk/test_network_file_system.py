@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -15,10 +16,11 @@ from cellburst import CloudBucketMount, NetworkFileSystem, Secret, Volume
 from cellburst import volume as module
 from cellburst.both import run
 from cellburst.cli import main
-from cellburst.exceptions import ErrorCode, RequestError
+from cellburst.exceptions import ErrorCode, PlatformError, RequestError
 from cellburst.mounts import mounts_of
 from cellburst.volume_api import VolumeApi
 from cellburst.volume_files import FileEntryType
+from cellburst_gateway import nfs_routes
 from cellburst_gateway.app import Gateway
 from cellburst_protocol.volume_mounts import text_of
 from tests.fakes.gateway_thread import gateway_on_thread
@@ -122,6 +124,45 @@ def test_the_command(shared: NetworkFileSystem, tmp_path: Path) -> None:
     nfs("create", "third")
     nfs("delete", "other", "-y")
     nfs("delete", "third", "-y")
+
+
+def test_a_full_disk_and_a_file_that_breaks_off(
+    shared: NetworkFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared.write_file("a", io.BytesIO(b"old"))
+    shared.write_file("big", io.BytesIO(bytes(3 * nfs_routes.PIECE_BYTES)))
+    full, write, read_piece = os.open("/dev/full", os.O_WRONLY), nfs_routes._write_all, nfs_routes._read
+    taken = 0
+
+    def fills_up(fd: int, data: bytes) -> None:
+        nonlocal taken
+        taken += len(data)
+        write(fd if taken < 2_000_000 else full, data)
+
+    given = 0
+
+    def breaks(fd: int, path: str) -> bytes:
+        nonlocal given
+        given += 1
+        if given % 2 == 0:
+            with nfs_routes.disk_told(path):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read_piece(fd, path)
+
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(nfs_routes, "_write_all", fills_up)
+            patched.setattr(nfs_routes, "_read", breaks)
+            with pytest.raises(PlatformError) as caught:
+                shared.write_file("a", io.BytesIO(bytes(20_000_000)))
+            assert caught.value.code is ErrorCode.DISK_FULL
+            with pytest.raises(PlatformError, match="cut off"):
+                read(shared, "big")
+            result = CliRunner().invoke(main, ["nfs", "get", "scratch", "big", str(tmp_path)])
+            assert result.exit_code == 1 and not list(tmp_path.iterdir()), result.output
+    finally:
+        os.close(full)
+    assert read(shared, "a") == b"old"
 
 
 def test_buckets_have_modals_names(served: tuple[Gateway, VolumeApi]) -> None:

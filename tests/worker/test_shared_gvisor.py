@@ -19,11 +19,11 @@ pytestmark = pytest.mark.gvisor
 
 @pytest.fixture
 def welcome(monkeypatch: pytest.MonkeyPatch, short_path: Path) -> Path:
-    """What a gateway on this machine says: its folder of network file systems. This one has none itself."""
+    """The worker believes that the gateway is on this machine; where that has network file systems."""
     folder = short_path / "shared"
 
     def welcomed(desk: VolumeDesk, *_: object) -> None:
-        desk.shared_folder = folder
+        desk.beside_gateway = True
 
     monkeypatch.setattr(VolumeDesk, "welcomed", welcomed)
     return folder
@@ -36,9 +36,11 @@ async def test_two_containers_share_a_folder_live(short_path: Path, welcome: Pat
     (shared / "scratch").chmod(0o777)
     what = parse_volumes("/s:nfs://scratch")
     async with house(short_path, warm=False, volumes_url=NOBODY) as h:
-        one, _ = await h.ready("c1", session="s-one", volumes=what)
-        two, _ = await h.ready("c2", session="s-two", volumes=what)
-        three, _ = await h.ready("c3", session="s-three", volumes=parse_volumes("/s:nfs://scratch?ro"))
+        one, _ = await h.ready("c1", session="s-one", volumes=what, shared_folder=str(shared))
+        two, _ = await h.ready("c2", session="s-two", volumes=what, shared_folder=str(shared))
+        three, _ = await h.ready(
+            "c3", session="s-three", volumes=parse_volumes("/s:nfs://scratch?ro"), shared_folder=str(shared)
+        )
         await cell(one, "1", "import os\nf = open('/s/log', 'w'); f.write('one'); f.flush()")
         assert (
             await cell(two, "1", "import os\ng = open('/s/log'); print(g.read(), os.listdir('/s'))") == "one ['log']\n"
@@ -59,7 +61,7 @@ async def test_two_containers_share_a_folder_live(short_path: Path, welcome: Pat
         # A parked session goes on with the folder as it is then.
         await h.park(two, "p2")
         await cell(one, "4", "f.write('?'); f.close(); open('/s/meanwhile', 'w').write('x')")
-        two, ready = await h.ready("c4", session="s-two", parked="p2", volumes=what)
+        two, ready = await h.ready("c4", session="s-two", parked="p2", volumes=what, shared_folder=str(shared))
         assert ready.start == "snapshot", [(p.name, p.detail) for p in ready.phases]
         assert await cell(two, "4", "print(os.listdir('/s') == ['meanwhile', 'log'] or sorted(os.listdir('/s')))") in (
             "True\n", "['log', 'meanwhile']\n",
@@ -71,23 +73,26 @@ async def test_two_containers_share_a_folder_live(short_path: Path, welcome: Pat
         assert sorted(path.name for path in (shared / "scratch").iterdir()) == ["log", "meanwhile"]
 
 
-async def refused(h: House) -> ErrorInfo:
+async def refused(h: House, shared: Path) -> ErrorInfo:
     await h.gateway.joined()
-    container = await h.gateway.start("c1", h.mirror(), engine="gvisor", volumes=parse_volumes("/s:nfs://scratch"))
+    container = await h.gateway.start(
+        "c1", h.mirror(), engine="gvisor", volumes=parse_volumes("/s:nfs://scratch"), shared_folder=str(shared)
+    )
     _, end = await container.until(m.ContainerEnded, seconds=60)
     assert end.error is not None
     return end.error
 
 
-async def test_a_worker_elsewhere_says_so(short_path: Path) -> None:
+async def test_a_worker_elsewhere_says_so(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(VolumeDesk, "welcomed", lambda desk, *_: None)  # it could not read the gateway's proof
     async with house(short_path, warm=False, volumes_url=NOBODY) as h:
-        error = await refused(h)
+        error = await refused(h, short_path)
         assert error.code is ErrorCode.START_FAILED and "gateway's machine" in error.message
 
 
 async def test_one_that_was_deleted_meanwhile(short_path: Path, welcome: Path) -> None:
     async with house(short_path, warm=False, volumes_url=NOBODY) as h:
-        error = await refused(h)
+        error = await refused(h, welcome)
         assert error.code is ErrorCode.NOT_FOUND and "nfs://scratch" in error.message
 
 
@@ -95,7 +100,13 @@ async def test_without_a_sandbox_it_is_the_folder_itself(short_path: Path, welco
     shared = welcome
     (shared / "scratch").mkdir(parents=True)
     async with house(short_path, warm=False, volumes_url=NOBODY, engine="process") as h:
-        one, _ = await h.ready("c1", session="s-one", engine="process", volumes=parse_volumes("/s:nfs://scratch"))
+        one, _ = await h.ready(
+            "c1",
+            session="s-one",
+            engine="process",
+            volumes=parse_volumes("/s:nfs://scratch"),
+            shared_folder=str(shared),
+        )
         await cell(one, "0", "pass")
         (where,) = [n.text for _, n in one.of(m.Notice) if "/s" in n.text and "nfs://scratch" in n.text]
         place = where.split(" is at ")[1].split(":")[0]
