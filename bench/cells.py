@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
-from .harness import House
+from .harness import House, local_boot
 from .report import Figure
 
 ROUNDS = 60
@@ -55,15 +59,19 @@ def print_latency(house: House) -> Iterator[Figure]:
         kernel.check("%load_ext cellburst_jupyter")
         kernel.check("%%modal\nimport time")
         delays: list[float] = []
+        lines = "for _ in range(60):\n    print(time.time())\n    time.sleep(0.05)"
 
         def arrived(message: dict[str, Any]) -> None:
             if message["msg_type"] == "stream":
                 now = time.time()
                 delays.extend(now - float(line) for line in message["content"]["text"].split())
 
-        kernel.check("%%modal\nfor _ in range(60):\n    print(time.time())\n    time.sleep(0.05)", arrived)
+        kernel.check(f"import time\n{lines}", arrived)
+        local, delays = statistics.median(delays), []
+        kernel.check(f"%%modal\n{lines}", arrived)
         yield Figure("print to notebook, median", statistics.median(delays) * 1e3, "ms", 30.0, "max",
-                     f"{len(delays)} lines, 95th percentile {sorted(delays)[int(len(delays) * 0.95)] * 1e3:.1f} ms")  # fmt: skip
+                     f"{len(delays)} lines, 95th percentile {sorted(delays)[int(len(delays) * 0.95)] * 1e3:.1f} ms; "
+                     f"in the local kernel {local * 1e3:.1f} ms")  # fmt: skip
     finally:
         kernel.close()
 
@@ -93,16 +101,29 @@ def first_cell(house: House) -> Iterator[Figure]:
     try:
         kernel.check("%load_ext cellburst_jupyter")
         kernel.check("%%modal\nx = 1")
+        kernel.check("%modal stop")
     finally:
         kernel.close()
-    seconds = []
+    seconds, boots = [], []
+    phases = ""
     for _ in range(5):
         kernel = house.kernel()  # a notebook of its own: what others left on disk does not fit it
         try:
             kernel.check("%load_ext cellburst_jupyter")
             seconds.append(kernel.check("%%modal\nx = 1").seconds)
+            phases = ", ".join(f"{name} {took:.2f}" for name, took in start_phases(house))
             kernel.check("%modal stop")
         finally:
             kernel.close()
+        boots.append(local_boot(house))
     yield Figure("first cell in a fresh mirror container, median", statistics.median(seconds), "s", 3.5, "max",
-                 f"of {len(seconds)}: {', '.join(f'{s:.2f}' for s in seconds)}")  # fmt: skip
+                 f"of {len(seconds)}: {', '.join(f'{s:.2f}' for s in seconds)}; the last one's start: "
+                 f"{phases}; booting a local ipykernel {statistics.median(boots):.2f} s")  # fmt: skip
+
+
+def start_phases(house: House) -> list[tuple[str, float]]:
+    """Name and seconds of each phase by which the one live session's container came up."""
+    command = [sys.executable, "-m", "cellburst", "status", "--json"]
+    answer = subprocess.run(command, env={**os.environ, **house.environment}, capture_output=True, check=True)
+    (row,) = (row for row in json.loads(answer.stdout)["sessions"] if row.get("container"))
+    return [(phase["name"], phase.get("seconds", 0.0)) for phase in row["container"]["phases"]]

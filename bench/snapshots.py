@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from .harness import House, Kernel, house
+from .harness import House, Kernel, house, local_boot
 from .report import Figure
 
 ROUNDS = 7
@@ -58,17 +58,6 @@ def wait_for_templates(place: House, count: int) -> None:
             return
         time.sleep(0.25)
     raise RuntimeError(f"no {count} templates within {TEMPLATE_SECONDS:g} s")
-
-
-def local_boot(place: House, imports: str = "") -> float:
-    """Seconds from starting a plain local ipykernel to the first line it prints, with these imports."""
-    began = time.perf_counter()
-    kernel = place.kernel()
-    try:
-        kernel.check(f"{imports}\nprint(1, flush=True)")
-        return time.perf_counter() - began
-    finally:
-        kernel.close()
 
 
 def start_kind(place: House, name: str) -> str:
