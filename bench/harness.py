@@ -48,8 +48,10 @@ class Kernel:
         """The kernel's process id."""
         return int(self.manager.provisioner.pid)
 
-    def run(self, code: str, on_message: Callable[[dict[str, Any]], None] | None = None) -> Ran:
-        """Execute one cell and wait for both its reply and idle."""
+    def run(
+        self, code: str, on_message: Callable[[dict[str, Any]], None] | None = None, *, allow_stdin: bool = False
+    ) -> Ran:
+        """Execute one cell and wait for both its reply and idle. `allow_stdin`: as from a person, whose card is the live one."""
         ran = Ran(0.0)
         chunks: list[str] = []
 
@@ -64,7 +66,7 @@ class Kernel:
                 on_message(message)
 
         start = time.perf_counter()
-        self.client.execute_interactive(code, output_hook=hook, timeout=CELL_TIMEOUT_SECONDS, allow_stdin=False)
+        self.client.execute_interactive(code, output_hook=hook, timeout=CELL_TIMEOUT_SECONDS, allow_stdin=allow_stdin)
         ran.seconds = time.perf_counter() - start
         ran.text = "".join(chunks)
         return ran

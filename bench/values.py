@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import statistics
 import threading
@@ -39,13 +40,17 @@ class Watch:
     def __enter__(self) -> Watch:
         self.before = {}
         for name, process in self.processes.items():
-            reset_peak(process.pid)
-            self.before[name] = process.memory_info().rss
+            with contextlib.suppress(OSError, psutil.Error):  # gone since it was listed
+                reset_peak(process.pid)
+                self.before[name] = process.memory_info().rss
         return self
 
     def __exit__(self, *exc: object) -> None:
-        peaks = {name: peak_rss_bytes(p.pid) for name, p in self.processes.items() if p.is_running()}
-        self.grown = {name: (peak - self.before[name]) / ARRAY_BYTES for name, peak in peaks.items()}
+        self.grown = {}
+        for name, before in self.before.items():
+            with contextlib.suppress(OSError):  # gone meanwhile
+                if self.processes[name].is_running():
+                    self.grown[name] = (peak_rss_bytes(self.processes[name].pid) - before) / ARRAY_BYTES
 
     def copies(self, kernel: float = 0.0, container: float = 0.0) -> dict[str, float]:
         """Peak of each process in copies of the array; the arguments are what kernel and container held of it before."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from .test_imports import PACKAGES, files, imported
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = """
@@ -35,6 +40,44 @@ print(run("print(cellburst_jupyter.__file__)"))
 manager.shutdown_kernel(now=True)
 client.stop_channels()
 """
+
+# Which extras a package is installed with. The runner lives in containers, with what their image has: see test_imports.py.
+EXTRAS = {
+    "cellburst_protocol": [], "cellburst": [], "cellburst_runtime": ["worker"], "cellburst_worker": ["worker"],
+    "cellburst_gateway": ["gateway"], "cellburst_jupyter": ["jupyter"],
+}  # fmt: skip
+# What a declared one brings and is its own interface, or what is said to be missing where it is.
+BROUGHT = {"IPython": "ipykernel", "comm": "ipykernel", "traitlets": "ipykernel", "tornado": "ipykernel",
+           "jupyter_server": "jupyterlab", "requests": "hvac"}  # fmt: skip
+# Volumes in a bucket (the extra `s3`), and a function as a step of an image (the extra `jupyter`).
+SAID_TO_BE_MISSING = {("cellburst_gateway", "fsspec"), ("cellburst", "cloudpickle")}
+
+
+def plain(requirement: str) -> str:
+    """The distribution that a requirement names, as indexes compare names."""
+    return re.split(r"[^A-Za-z0-9._-]", requirement.strip(), maxsplit=1)[0].lower().replace("_", "-").replace(".", "-")
+
+
+@pytest.mark.parametrize("package", EXTRAS)
+def test_all_that_a_package_imports_is_declared(package: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = project["dependencies"] + [r for e in EXTRAS[package] for r in project["optional-dependencies"][e]]
+    declared = {plain(requirement) for requirement in asked}
+    by_module = importlib.metadata.packages_distributions()
+    for path in files(package):
+        for module in sorted(imported(path, package) - set(sys.stdlib_module_names) - set(PACKAGES)):
+            if (package, module) in SAID_TO_BE_MISSING:
+                continue
+            ours = {plain(name) for name in by_module[module]}
+            bringer = BROUGHT.get(module, "")
+            if bringer in declared and not ours & declared:
+                assert ours & {plain(r) for r in importlib.metadata.requires(bringer) or []}, f"{bringer}: {module}"
+                continue
+            assert ours & declared, f"{path.relative_to(ROOT)} imports {module}, which its extras do not declare"
+
+
+def test_every_package_is_looked_at() -> None:
+    assert set(EXTRAS) | {"cellburst_runner"} == set(PACKAGES)
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,10 @@ import html
 from collections import deque
 from dataclasses import dataclass, field
 
+import msgspec
+
 from cellburst.money import usd_text
-from cellburst_protocol.messages import BuildLog, CallEnded, ContainerInfo, PhaseTime, UsageReport
+from cellburst_protocol.messages import BuildLog, CallEnded, ContainerInfo, GpuUsage, PhaseTime, UsageReport
 from cellburst_protocol.states import CallState
 
 POINTS = 60  # one minute of seconds
@@ -165,14 +167,15 @@ class CardModel:
         return f'<div class="mathjax_ignore" title="{more}" style="{FOLDED_STYLE}">{text}</div>'
 
     def state(self, now: float) -> dict[str, object]:
-        """What the widget draws."""
+        """What the widget draws, and `gpus`: the last second's `GpuUsage` of each GPU, without the figures NVML lacks."""
         charts = []
         limits = self.usage.usage if self.usage is not None else None
         cores = self.container.cpu if self.container is not None else 0.0
         if self.gpu:
             simulated = limits is not None and any(gpu.simulated for gpu in limits.gpus)
             name = "GPU (simulated)" if simulated else "GPU"
-            charts.append(_chart(name, list(self.gpu), 100.0, f"{self.gpu[-1]:.0f} %"))
+            more = _gpu_words(limits.gpus) if limits is not None else ""
+            charts.append(_chart(name, list(self.gpu), 100.0, f"{self.gpu[-1]:.0f} %", more))
         if self.cpu:
             charts.append(
                 _chart(
@@ -195,14 +198,29 @@ class CardModel:
             "cost": self.cost() if self.container is not None else "",
             "notes": self.notes,
             "charts": charts,
+            "gpus": [msgspec.to_builtins(gpu) for gpu in limits.gpus] if limits is not None else [],
             "running": self.ended is None,
         }
 
 
-def _chart(name: str, values: list[float], top: float, now: str) -> dict[str, object]:
-    """A sparkline: values as ratios of `top`, and its text alternative."""
+def _chart(name: str, values: list[float], top: float, now: str, more: str = "") -> dict[str, object]:
+    """A sparkline: values as ratios of `top`, its text alternative, and `more` words that are no line."""
     ratios = [round(min(1.0, value / top), 3) if top > 0 else 0.0 for value in values]
-    return {"name": name, "ratios": ratios, "now": now, "label": f"{name} over the last {len(values)} s, now {now}"}
+    label = f"{name} over the last {len(values)} s, now {', '.join(filter(None, (now, more)))}"
+    return {"name": name, "ratios": ratios, "now": now, "more": more, "label": label}
+
+
+def _gpu_words(gpus: list[GpuUsage]) -> str:
+    """Memory and power of all GPUs together and the hottest one's temperature; what NVML does not give is left out."""
+    words = []
+    if used := [gpu.memory_used_mib for gpu in gpus if gpu.memory_used_mib is not None]:
+        totals = [gpu.memory_total_mib for gpu in gpus if gpu.memory_used_mib is not None]
+        words.append(_of_mib(sum(used), 0 if None in totals else sum(total or 0 for total in totals)))
+    if watts := [gpu.power_watts for gpu in gpus if gpu.power_watts is not None]:
+        words.append(f"{sum(watts):.0f} W")
+    if celsius := [gpu.temperature_celsius for gpu in gpus if gpu.temperature_celsius is not None]:
+        words.append(f"{max(celsius):.0f} °C")
+    return ", ".join(words)
 
 
 def _of_mib(used: float, limit: float) -> str:

@@ -33,6 +33,7 @@ function chart(data) {
   );
   const caption = element("figcaption", "", `${data.name} `);
   caption.append(element("span", "cb-now", data.now));
+  if (data.more) caption.append(`, ${data.more}`);
   box.append(svg, caption);
   return box;
 }

@@ -52,6 +52,7 @@ def run_cell(notebook: Notebook, options: CellOptions, body: str, magic: str = "
         else:
             follower.follow(start=True)
     except CellburstError as problem:
+        notebook.on_remote_error()  # else a later %debug would open on frames of ours
         raise shown(problem) from None
     finally:
         card.fold(notebook.clock())

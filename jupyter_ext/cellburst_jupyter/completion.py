@@ -1,14 +1,16 @@
 """Completion and inspection in `%%modal` cells: the magic's own words here, names of the session in its container.
 
 The kernel's `do_complete` and `do_inspect` are wrapped, which is the one place where whole cell and cursor are known in
-every version. A container that does not answer within 300 ms counts as having nothing to say; local names are merged in,
-since a name that was not sent yet is only here.
+every version. A container that does not answer within 300 ms counts as having nothing to say; it is asked while the local
+completer works, whose names are merged in, since a name that was not sent yet is only here.
 """
 
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from cellburst_protocol.errors import CellburstError
@@ -16,6 +18,7 @@ from cellburst_protocol.resources import GPU_FAMILIES, GPU_TYPES
 from cellburst_protocol.volume_mounts import OPTIONS
 
 from .cell_image import image_names
+from .completion_beside import Answer, Beside
 from .completion_names import NamesThere
 from .magic_line import FLAGS, KEYS, parse_cell_line
 
@@ -51,16 +54,33 @@ class Completion:
         self._there = NamesThere(notebook)
         self._local_complete: Callable[[str, int], Any] = kernel.do_complete
         self._local_inspect: Callable[..., Any] = kernel.do_inspect
+        self._one = threading.RLock()  # IPython's completer keeps state, and is asked from two threads
+        self._beside: Beside | None = None
 
     def install(self) -> None:
         """Put the wrappers in place."""
         self._kernel.do_complete = self.complete
         self._kernel.do_inspect = self.inspect
+        if Beside.possible(self._kernel):
+            answers: dict[str, Answer] = {"complete_request": self._complete_beside, "inspect_request": self._inspect_beside}
+            self._beside = self._notebook.beside = Beside(self._kernel, answers, _CELL.match)
+            self._beside.install()
 
     def uninstall(self) -> None:
         """Give the kernel its own methods back."""
         self._kernel.do_complete = self._local_complete
         self._kernel.do_inspect = self._local_inspect
+        if self._beside is not None:
+            self._beside.uninstall()
+            self._notebook.beside = nullcontext()
+
+    def _complete_beside(self, content: dict[str, Any]) -> Any:
+        return self.complete(content["code"], content.get("cursor_pos"))
+
+    def _inspect_beside(self, content: dict[str, Any]) -> Any:
+        cursor = content.get("cursor_pos", len(content["code"]))
+        omitted = set(content.get("omit_sections", []))
+        return self.inspect(content["code"], cursor, content.get("detail_level", 0), omitted)
 
     def complete(self, code: str, cursor_pos: int | None) -> Any:
         """The content of a complete_reply."""
@@ -70,20 +90,24 @@ class Completion:
             words = [word for word in SUBCOMMANDS if word.startswith(line[1])]
             return _reply(words, cursor - len(line[1]), cursor)
         if not _CELL.match(code):
-            return self._local_complete(code, cursor)
+            with self._one:
+                return self._local_complete(code, cursor)
         if "\n" not in before:
             return _reply(*self._complete_line(before), cursor)
-        local = self._local_complete(code, cursor)
-        remote = self._ask("complete", code, cursor)
+        answer = self._ask("complete", code, cursor)
+        with self._one:
+            local = self._local_complete(code, cursor)
+        remote = answer()
         return merged(remote, local) if isinstance(local, dict) else local
 
     def inspect(self, code: str, cursor_pos: int, detail_level: int = 0, omit_sections: Iterable[str] = ()) -> Any:
         """The content of an inspect_reply."""
-        if _CELL.match(code) and "\n" in code[:cursor_pos]:
-            remote = self._ask("inspect", code, cursor_pos, detail_level=detail_level)
-            if remote is not None and remote.get("found"):
-                return remote
-        return self._local_inspect(code, cursor_pos, detail_level, omit_sections)
+        there = _CELL.match(code) and "\n" in code[:cursor_pos]
+        answer = self._ask("inspect", code, cursor_pos, detail_level=detail_level) if there else _nothing
+        with self._one:
+            local = self._local_inspect(code, cursor_pos, detail_level, omit_sections)
+        remote = answer()
+        return remote if remote is not None and remote.get("found") else local
 
     def _complete_line(self, before: str) -> tuple[list[str], int]:
         hub = self._notebook.hub if self._notebook.has_hub else None
@@ -93,18 +117,23 @@ class Completion:
         images = image_names(self._notebook.shell.user_ns)
         return complete_line(before, fleet, sessions, names, images, self._there.of)
 
-    def _ask(self, kind: SideKind, code: str, cursor: int, **more: object) -> dict[str, Any] | None:
-        """The container's answer with positions of this cell, or None if there is none in time."""
+    def _ask(self, kind: SideKind, code: str, cursor: int, **more: object) -> Callable[[], dict[str, Any] | None]:
+        """Ask the container now. What is returned waits for its answer, with positions of this cell; None: none in time."""
         session = self._session(code)
         if session is None:
-            return None
+            return _nothing
         sent, shift = as_sent(code)
         content: dict[str, object] = {"code": sent, "cursor_pos": cursor + shift, **more}
-        try:
-            reply, _ = session.side(kind, content, timeout_seconds=ANSWER_SECONDS)
-        except (CellburstError, TimeoutError):
-            return None
-        return shifted(dict(reply.content), -shift)
+        wait = session.side_later(kind, content, timeout_seconds=ANSWER_SECONDS)
+
+        def answer() -> dict[str, Any] | None:
+            try:
+                reply, _ = wait()
+            except (CellburstError, TimeoutError):
+                return None
+            return shifted(dict(reply.content), -shift)
+
+        return answer
 
     def _session(self, code: str) -> RemoteSession | None:
         """The open session of a cell's line, if it has a container to ask."""
@@ -117,6 +146,10 @@ class Completion:
             name = "default"
         session = self._notebook.hub.sessions.get(name)
         return session if session is not None and session.container_id else None
+
+
+def _nothing() -> None:
+    """The answer where nobody was asked."""
 
 
 def complete_line(

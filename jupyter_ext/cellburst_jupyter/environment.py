@@ -5,7 +5,7 @@ some `stat` calls when nothing changed. `environment_paths` reads folders, `envi
 """
 
 # Names are kept as the kernel has them: os.path neither resolves nor rewrites them, and is fast.
-# ruff: noqa: PTH100, PTH111, PTH116, PTH117, PTH119
+# ruff: noqa: PTH100, PTH111, PTH116, PTH117
 from __future__ import annotations
 
 import os
@@ -21,7 +21,7 @@ import blake3
 from cellburst_protocol.messages import MirrorSpec
 
 from .environment_notebook import find_notebook, folder_rule
-from .environment_paths import FolderScan, existing, is_below, link_chain, scan_folder
+from .environment_paths import FolderScan, existing, is_below, is_site_folder, link_chain, scan_folder
 
 __all__ = ["collect_environment", "describe_drift", "find_notebook", "folder_rule", "machine_id"]
 
@@ -131,7 +131,7 @@ def _targets(scans: dict[str, FolderScan]) -> list[str]:
     """Where `.pth` files and editable installs point, outside the folders that have them."""
     found: list[str] = []
     for folder, scan in scans.items():
-        if os.path.basename(folder) in ("site-packages", "dist-packages"):
+        if is_site_folder(folder):
             found += [t for t in scan.targets if not is_below(t, folder)]
     return list(dict.fromkeys(found))
 

@@ -5,13 +5,14 @@ were opened in it, has changed: a warm look at 300 packages costs some `stat` ca
 """
 
 # Names are kept as the kernel has them: os.path neither resolves nor rewrites them, and is fast.
-# ruff: noqa: PTH100, PTH110, PTH114, PTH115, PTH116, PTH118, PTH120
+# ruff: noqa: PTH100, PTH110, PTH114, PTH115, PTH116, PTH118, PTH119, PTH120
 from __future__ import annotations
 
 import ast
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
@@ -69,6 +70,21 @@ def scan_folder(folder: str) -> FolderScan | None:
     scan.targets = [t for t in dict.fromkeys(scan.targets) if os.path.exists(t)]
     _scans[folder] = scan
     return scan
+
+
+def installed_stamp() -> tuple[tuple[str, int], ...]:
+    """Another value once a package was installed or removed, or `sys.path` changed. A `stat` for each site-packages folder.
+
+    A `.pth` file that is written in place is not seen by it.
+    """
+    return tuple(
+        (entry, _stamp(entry)[0] if is_site_folder(entry) else 0) for entry in sys.path if isinstance(entry, str)
+    )
+
+
+def is_site_folder(folder: str) -> bool:
+    """Whether installers put packages there."""
+    return os.path.basename(folder) in ("site-packages", "dist-packages")
 
 
 def _read_entry(scan: FolderScan, folder: str, entry: os.DirEntry[str], projects: list[str]) -> None:

@@ -92,7 +92,7 @@ class Follower:
 
     def follow(self, start: bool = False) -> None:
         """Show everything until the call has ended. Raises RemoteError or a CellburstError that shows itself."""
-        with self._interrupts:
+        with self._interrupts, self.notebook.beside:
             if start:
                 self.session.start(self.run)
             try:

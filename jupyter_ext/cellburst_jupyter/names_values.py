@@ -290,14 +290,14 @@ class NameSync:
         """Whether the value is in the container already, as what a handle stands for."""
         if not isinstance(value, Remote):
             return False
+        if value.lost:  # of whichever session: one that was restarted has another NameSync
+            raise error(
+                ErrorCode.UNKNOWN_NAME,
+                f"`{name}` stayed in a container that is gone",
+                next="run the cell that made it again",
+                name=name,
+            )
         if value.session is self and value.name == name:
-            if value.lost:
-                raise error(
-                    ErrorCode.UNKNOWN_NAME,
-                    f"`{name}` stayed in a container that is gone",
-                    next="run the cell that made it again",
-                    name=name,
-                )
             return True
         raise RemoteValueError.of(name, value.type, "send")
 

@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,12 +37,14 @@ class Notebook:
         self.last_error_session: RemoteSession | None = None
         self.on_remote_error: Callable[[], None] = lambda: None
         self.offered: set[str] = set()
+        self.beside: AbstractContextManager[None] = nullcontext()  # held while a cell is followed: see completion_beside
         self.place: tuple[str, str] | None = None  # the notebook's path and folder, where somebody said them
         self._hub: Hub | None = None
         self._uses: NotebookUses | None = None
         self._comms: dict[str, SessionComms] = {}
         self._states: WidgetStates | None = None
         self._mirrors: dict[tuple[str, ...], MirrorSpec] = {}
+        self._mirror_stamps: dict[tuple[str, ...], tuple[tuple[str, int], ...]] = {}
         self._mirror_read: dict[tuple[str, ...], float] = {}
         self._mirror_lock = threading.Lock()
 
@@ -104,8 +107,10 @@ class Notebook:
         self._comms.pop(session.name, None)
 
     def mirror(self, mounts: tuple[str, ...]) -> MirrorSpec:
-        """This kernel's environment; read now only if it never was."""
-        if mounts not in self._mirrors:
+        """This kernel's environment; read now only if it never was, or something was installed or removed since."""
+        from .environment_paths import installed_stamp
+
+        if mounts not in self._mirrors or self._mirror_stamps.get(mounts) != installed_stamp():
             self._read_mirror(mounts)
         return self._mirrors[mounts]
 
@@ -119,10 +124,12 @@ class Notebook:
 
     def _read_mirror(self, mounts: tuple[str, ...]) -> None:
         from .environment import collect_environment
+        from .environment_paths import installed_stamp
 
         with self._mirror_lock:
+            stamp = installed_stamp()
             self._mirrors[mounts] = collect_environment(notebook_folder=str(self.hub.folder), mounts=list(mounts))
-            self._mirror_read[mounts] = self.clock()
+            self._mirror_read[mounts], self._mirror_stamps[mounts] = self.clock(), stamp
 
     def _late(self, session: RemoteSession, item: Item) -> None:
         """On the loop: an event of no running cell (a thread that still prints, a widget's answer, the container's end)."""

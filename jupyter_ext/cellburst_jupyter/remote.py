@@ -68,15 +68,16 @@ class Remote:
             facts.append(f"len {info.length}")
         if info.size_bytes:
             facts.append(size_text(info.size_bytes))
-        state = "was in a container that is gone" if self.lost else "in the session's container"
-        first = f"<{info.name}: {', '.join(facts)}, {state}; {info.name}.fetch() brings it here>"
+        lost = "was in a container that is gone; run the cell that made it again"
+        state = lost if self.lost else f"in the session's container; {info.name}.fetch() brings it here"
+        first = f"<{info.name}: {', '.join(facts)}, {state}>"
         return f"{first}\n{info.head}" if info.head and not self.lost else first
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         self._fail("pickle or copy")
 
     def _fail(self, what: str) -> NoReturn:
-        raise RemoteValueError.of(self.name, self.type, what)
+        raise RemoteValueError.of(self.name, self.type, what, self.lost)
 
     def __getattr__(self, attribute: str) -> NoReturn:
         if attribute.startswith("_repr_") or attribute.startswith("_ipython_") or attribute.startswith("__"):
@@ -93,14 +94,14 @@ class RemoteValueError(CellburstError, TypeError):
     """Local code was handed a value that is not here."""
 
     @classmethod
-    def of(cls, name: str, type_name: str, what: str) -> RemoteValueError:
-        """For what was tried."""
-        info = error(
-            ErrorCode.BAD_ARGUMENT,
-            f"cannot {what} `{name}` here: it is a {type_name} that stayed in the session's container",
-            next=f"use it in a %%modal cell, or bring it here: `{name} = {name}.fetch()` (or `out={name}` on the cell)",
-        ).info
-        return cls(info)
+    def of(cls, name: str, type_name: str, what: str, lost: bool = False) -> RemoteValueError:
+        """For what was tried. `lost`: the container is gone, so there is nothing to fetch."""
+        where, way = "the session's container", f"use it in a %%modal cell, or bring it here: `{name} = {name}.fetch()`"
+        way += f" (or `out={name}` on the cell)"
+        if lost:
+            where, way = "a container that is gone", "run the cell that made it again"
+        what = f"cannot {what} `{name}` here: it is a {type_name} that stayed in {where}"
+        return cls(error(ErrorCode.BAD_ARGUMENT, what, next=way).info)
 
 
 def _refuse(operation: str) -> Callable[..., NoReturn]:

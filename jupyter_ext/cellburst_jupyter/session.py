@@ -190,15 +190,25 @@ class RemoteSession:
         self, kind: SideKind, content: dict[str, object] | None = None, timeout_seconds: float = 10.0
     ) -> tuple[SideReply, list[memoryview]]:
         """Ask beside cells, from any thread but the loop's. Raises TimeoutError, LinkClosed or the answer's error."""
+        return self.side_later(kind, content, timeout_seconds)()
+
+    def side_later(
+        self, kind: SideKind, content: dict[str, object] | None = None, timeout_seconds: float = 10.0
+    ) -> Callable[[], tuple[SideReply, list[memoryview]]]:
+        """Ask now; what is returned waits for the answer as `side` does, and is to be called once."""
         future = self._loop.submit(self._ask(kind, content or {}, timeout_seconds))
-        try:
-            reply, buffers = future.result(timeout_seconds + 1)
-        except BaseException:
-            future.cancel()
-            raise
-        if reply.error is not None:
-            raise from_info(reply.error)
-        return reply, buffers
+
+        def wait() -> tuple[SideReply, list[memoryview]]:
+            try:
+                reply, buffers = future.result(timeout_seconds + 1)
+            except BaseException:
+                future.cancel()
+                raise
+            if reply.error is not None:
+                raise from_info(reply.error)
+            return reply, buffers
+
+        return wait
 
     # -- loop ------------------------------------------------------------------------------------------------------
 

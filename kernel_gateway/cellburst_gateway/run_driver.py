@@ -100,8 +100,27 @@ class RunDriver:
                 reason = RunReason.NOTEBOOK
         if self._cancelled is not None and reason is not RunReason.DONE:
             reason, why = self._cancelled, None
-        await self._finish(reason, why)
+        try:
+            await self._finish(reason, why)
+        except Exception as problem:  # its cells ran as they ran: that must not run them once more
+            log.exception("a run's end was not put away", extra={"run": self.run.id})
+            self.detail.note(f"what the run left could not be put away: {type(problem).__name__}")
+            await self.give_up()
         return reason, explained(reason, self._spec, self.detail.cell, why) if reason is not RunReason.DONE else None
+
+    async def give_up(self) -> None:
+        """After a defect: nothing of it goes on and costs, whatever else was left. Tried until it is so."""
+        if self._calls is None:
+            return
+        session = self._calls.session
+        with contextlib.suppress(CellburstError):
+            self._calls.leave()
+        while session.state is not SessionState.ENDED and not self._hub.stopping:
+            try:
+                self._hub.sessions.end(session, EndReason.STOPPED)
+            except CellburstError as why:
+                log.error("a run's session could not be ended: %s", why.info.message, extra={"run": self.run.id})
+                await asyncio.sleep(1.0)
 
     # -- before ----------------------------------------------------------------------------------------------------
 

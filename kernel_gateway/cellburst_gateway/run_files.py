@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,10 @@ class RunFiles:
 
     # -- frozen ----------------------------------------------------------------------------------------------------
 
-    def missing(self, blobs: BlobFolder, workspace: str, hashes: Iterable[str]) -> list[str]:
-        """Those that are neither frozen nor blobs of the workspace."""
-        wanted = [hash for hash in dict.fromkeys(hashes) if not self.frozen_path(hash).is_file()]
+    def missing(self, blobs: BlobFolder, workspace: str, hashes: Iterable[str], kept: Set[str]) -> list[str]:
+        """Those that are neither blobs of the workspace nor frozen for it. `kept` are the hashes of its own schedules: what
+        another workspace has frozen is nobody else's to name."""
+        wanted = [hash for hash in dict.fromkeys(hashes) if hash not in kept or not self.frozen_path(hash).is_file()]
         return blobs.missing(workspace, wanted)
 
     def freeze(self, blobs: BlobFolder, hashes: Iterable[str]) -> None:

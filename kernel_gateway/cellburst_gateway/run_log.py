@@ -95,7 +95,7 @@ class RunLog:
             case IOPub() if index is not None and buffers:
                 try:
                     plain: Any = json.loads(buffers[0])
-                except ValueError:
+                except (ValueError, RecursionError):
                     return
                 if isinstance(plain, dict) and self._out.message(index, message.msg_type, plain):
                     self.dirty = True

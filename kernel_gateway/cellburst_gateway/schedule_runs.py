@@ -187,6 +187,7 @@ class ScheduleRuns:
                 log.exception("a run failed", extra={"run": driver.run.id})
                 reason = RunReason.START_FAILED
                 why = ErrorInfo(code=ErrorCode.INTERNAL, message=f"the gateway failed: {type(problem).__name__}")
+                await driver.give_up()
             await self._over(live, driver, reason, why)
         finally:
             live.driver = None
@@ -234,7 +235,9 @@ class ScheduleRuns:
                 break
             except CellburstError as problem:
                 if problem.code is ErrorCode.NOT_FOUND:
-                    break  # its schedule was deleted
+                    # its schedule was deleted, and what was forgotten then has been written once more since
+                    await asyncio.to_thread(self.files.forget, [run.id])
+                    break
                 log.error("a run's end could not be recorded: %s", problem.info.message, extra={"run": run.id})
                 await asyncio.sleep(1.0)
         live.runs = [one for one in live.runs if one.id != run.id]

@@ -82,7 +82,9 @@ class Schedules(ScheduleRuns):
         return await self._with_missing(owner.workspace, self.info(live))
 
     def _freeze(self, workspace: str, spec: ScheduleSpec) -> dict[str, Any]:
-        missing = self.files.missing(self._hub.blobs, workspace, hashes_of(spec))
+        mine = [live.spec for live in self._live.values() if live.record.owner.workspace == workspace]
+        kept = {hash for other in mine for hash in hashes_of(other)}
+        missing = self.files.missing(self._hub.blobs, workspace, hashes_of(spec), kept)
         if missing:
             raise error(
                 ErrorCode.NOT_FOUND, f"{len(missing)} of the schedule's files were not sent",

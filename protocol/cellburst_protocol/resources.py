@@ -155,7 +155,9 @@ def _gpu_name(name: str, text: str, extra_types: tuple[str, ...]) -> str:
     if known is not None:
         return known
     names = ["any", *GPU_FAMILIES, *GPU_TYPES, *extra_types]
-    near = difflib.get_close_matches(key, [*names, *_ALIASES], n=1, cutoff=0.5)
+    all_names = [*names, *_ALIASES]
+    digits = key.replace("O", "0").replace("I", "1")  # A1OO is typed for A100, though A10 is as near
+    near = [digits] if digits in all_names else difflib.get_close_matches(key, all_names, n=1, cutoff=0.5)
     nearest = f"did you mean gpu={_ALIASES.get(near[0], near[0])}?" if near else "gpu=any takes whatever is free"
     raise error(
         ErrorCode.UNKNOWN_GPU, f"gpu={text!r}: {name!r} is no GPU type we know", allowed=", ".join(names), next=nearest
@@ -206,15 +208,20 @@ def parse_seconds(text: str, key: str = "timeout", max_seconds: float = DEFAULT_
     return total
 
 
+LEAST_USD = Decimal("0.000000001")
+MAX_USD_CHARACTERS = 40
+
+
 def parse_usd(text: str, key: str = "budget") -> str:
     """Parse an amount of money: `$3`, `3`, `0.50`. Returns decimal text. Raises RequestError."""
     try:
-        amount = Decimal(text.strip().removeprefix("$"))
+        amount = Decimal(text.strip().removeprefix("$")) if len(text) <= MAX_USD_CHARACTERS else Decimal("NaN")
     except InvalidOperation:
         amount = Decimal("NaN")
-    if not amount.is_finite() or not 0 < amount <= 1_000_000:
+    # A smaller one would be text of as many zeros as its exponent says.
+    if not amount.is_finite() or not LEAST_USD <= amount <= 1_000_000:
         raise error(
-            ErrorCode.BAD_ARGUMENT, f"{key}={text!r} is not an amount in US dollars",
-            allowed="more than 0, at most 1000000", next=f"for example {key}=$3",
+            ErrorCode.BAD_ARGUMENT, f"{key}={text[:MAX_USD_CHARACTERS]!r} is not an amount in US dollars",
+            allowed=f"at least {LEAST_USD:f}, at most 1000000", next=f"for example {key}=$3",
         )  # fmt: skip
-    return str(amount)
+    return format(amount, "f")

@@ -115,7 +115,8 @@ def create(
         if update:
             try:
                 found = await peer.request(GetSchedule(schedule=made.spec.name))
-                edits = found if isinstance(found, ScheduleInfo) else None
+                # a name also finds a schedule whose id begins with it: that one is not meant
+                edits = found if isinstance(found, ScheduleInfo) and found.row.name == made.spec.name else None
             except CellburstError as why:
                 if why.code is not ErrorCode.NOT_FOUND:
                     raise

@@ -7,6 +7,7 @@ once get one gateway; the gateway itself takes a lock on its data folder.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import http.client
 import importlib.util
@@ -15,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,6 +31,8 @@ from .endpoint import Endpoint
 START_TIMEOUT_SECONDS = 30.0
 HEALTH_TIMEOUT_SECONDS = 2.0
 LOG_TAIL_LINES = 15
+START_ROOM_BYTES = 1024 * 1024  # a new record, its journal and the secret files take about 400 KiB
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @dataclass(frozen=True)
@@ -113,10 +117,15 @@ def _await_start(process: subprocess.Popen[bytes], folders: Folders, log_path: P
 
 
 def _did_not_start(how: str, log_path: Path) -> CellburstError:
+    try:
+        _make_private(log_path.parent.parent)
+    except CellburstError as why:  # the disk filled up meanwhile: then its last lines are missing too
+        return why
     tail = "\n".join(log_path.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
+    said = f"Its last lines:\n{tail}" if tail.strip() else "It left no words."
     return error(
         ErrorCode.GATEWAY_DOWN,
-        f"the gateway {how}. Its last lines:\n{tail}",
+        f"the gateway {how}. {said}",
         next=f"`cellburst up` tries again; its log is {log_path}",
     )
 
@@ -132,24 +141,31 @@ def _importable(extra: str) -> bool:
     return all(importlib.util.find_spec(m) is not None for m in needed[extra])
 
 
-def _make_private(folder: Path) -> None:
+def _make_private(folder: Path, what: str = "data", variable: str = "CELLBURST_DATA") -> None:
+    """Make `folder` this user's alone. Raises GATEWAY_DOWN where it cannot be written, or has no room for a start."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder) as probe:  # an empty file finds room on a full disk
+            probe.write(bytes(START_ROOM_BYTES))
+            probe.flush()
     except OSError as why:
+        if why.errno in _FULL:
+            raise error(
+                ErrorCode.GATEWAY_DOWN, f"the disk of the {what} folder {folder} is full: {why.strerror}",
+                allowed=f"a gateway starts with {START_ROOM_BYTES // 1024**2} MiB or more of free space there",
+                next=f"free some space (`df -h {folder}` shows how much there is), or set {variable} to a folder on another disk",
+            ) from None  # fmt: skip
         raise error(
-            ErrorCode.GATEWAY_DOWN, f"the data folder {folder} cannot be written: {why.strerror}",
-            next="make it writable, or set CELLBURST_DATA to another folder",
+            ErrorCode.GATEWAY_DOWN, f"the {what} folder {folder} cannot be written: {why.strerror}",
+            next=f"make it writable, or set {variable} to another folder",
         ) from None  # fmt: skip
 
 
 @contextlib.contextmanager
 def _start_lock(folders: Folders) -> Iterator[None]:
     """One starter at a time; others wait and then find what it started."""
-    _make_private(folders.run)
+    _make_private(folders.run, "run", "CELLBURST_RUN")
     with open(folders.run / "start.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

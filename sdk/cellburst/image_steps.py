@@ -180,7 +180,13 @@ class ImageSteps:
             )
 
         def make(packs: PackWriter) -> list[AnyStep]:
-            from .image_function import pickle_call  # cloudpickle belongs to an extra
+            try:
+                from .image_function import pickle_call
+            except ModuleNotFoundError as why:  # it belongs to an extra
+                raise error(
+                    ErrorCode.NOT_FOUND, f"run_function needs {why.name}, which is not installed",
+                    next="pip install 'cellburst[jupyter]'",
+                ) from None  # fmt: skip
 
             content = pickle_call(raw_f, args, kwargs or {})
             pack = packs.write([PackedFile("call.pickle", content=content)])

@@ -110,6 +110,7 @@ def test_the_card_of_a_first_cell(lab: LabServer, page: Page) -> None:
     for name in ("CPU", "memory"):
         chart = card.get_by_role("img", name=re.compile(f"^{name} over the last .* now "))
         expect(chart).to_be_visible(timeout=WAIT_MS)
+    expect(card.locator("figcaption").first).to_have_text("GPU (simulated) 0 %, 0 MiB of 40.0 GiB, 0 W, 0 °C")
     memory = card.get_by_role("img", name=re.compile("^memory"))
     expect(memory).not_to_have_attribute("aria-label", memory.get_attribute("aria-label") or "", timeout=5000)  # alive
     output = cell.locator(".jp-RenderedText", has_text="step 0")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import io
 import queue
 import re
 from typing import Any
+
+from PIL import Image
 
 from bench.harness import Kernel
 
@@ -135,15 +140,17 @@ def _model(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_images(content: dict[str, Any]) -> dict[str, Any]:
-    """A PNG is compared by its size in pixels: its bytes carry the versions of what made it."""
+    """A PNG is compared by its pixels: its bytes carry the versions of what made it."""
     data = content.get("data")
     if isinstance(data, dict) and isinstance(data.get("image/png"), str):
-        import base64
-
-        raw = base64.b64decode(data["image/png"])
-        size = f"PNG {int.from_bytes(raw[16:20], 'big')}x{int.from_bytes(raw[20:24], 'big')}"
-        return {**content, "data": {**data, "image/png": size}}
+        return {**content, "data": {**data, "image/png": pixels(base64.b64decode(data["image/png"]))}}
     return content
+
+
+def pixels(png: bytes) -> str:
+    """Size and a hash of every pixel of a PNG, as red, green, blue and alpha."""
+    with Image.open(io.BytesIO(png)) as image:
+        return f"PNG {image.width}x{image.height} {hashlib.sha256(image.convert('RGBA').tobytes()).hexdigest()[:20]}"
 
 
 def _reply(reply: dict[str, Any]) -> dict[str, Any]:

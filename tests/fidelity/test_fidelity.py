@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image, PngImagePlugin
 
 from bench.harness import House, Kernel, house
 
 from .cells import CELLS, WIDGET_FROM_FRONT, WIDGET_WITHOUT_SUBSHELL, Cell
-from .compare import run
+from .compare import pixels, run
 
 pytestmark = pytest.mark.gvisor
 
@@ -72,3 +74,16 @@ def test_without_subshells_the_change_comes_when_the_cell_has_ended(kernels: tup
 
 def test_the_table_is_as_large_as_promised() -> None:
     assert len(CELLS) >= 60 and len({c.id for c in CELLS}) == len(CELLS)
+
+
+def test_one_other_pixel_is_another_figure() -> None:
+    def png(color: tuple[int, int, int], note: str) -> bytes:
+        image = Image.new("RGB", (8, 4))
+        image.putpixel((3, 2), color)
+        made, about = io.BytesIO(), PngImagePlugin.PngInfo()
+        about.add_text("Software", note)
+        image.save(made, "png", pnginfo=about)
+        return made.getvalue()
+
+    assert pixels(png((9, 9, 9), "one")) == pixels(png((9, 9, 9), "two"))
+    assert pixels(png((9, 9, 9), "one")) != pixels(png((9, 9, 8), "one"))

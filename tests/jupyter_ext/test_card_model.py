@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from cellburst_jupyter.card_model import CardModel
 from cellburst_protocol.messages import (
     CallEnded,
@@ -21,7 +23,10 @@ BOX = ContainerInfo(
 
 
 def usage(second: int) -> UsageReport:
-    gpu = GpuUsage(uuid="SIM-1", utilization_ratio=0.5, simulated=True)
+    gpu = GpuUsage(
+        uuid="SIM-1", utilization_ratio=0.5, memory_used_mib=512, memory_total_mib=40 * 1024, power_watts=251.6,
+        temperature_celsius=61.0, simulated=True,
+    )  # fmt: skip
     figures = ContainerUsage(
         container="c1",
         uptime_seconds=second,
@@ -67,9 +72,37 @@ def test_charts_have_text_and_a_minute_at_most() -> None:
     assert isinstance(charts, list)
     assert [chart["name"] for chart in charts] == ["GPU (simulated)", "CPU", "memory"]
     assert all(len(chart["ratios"]) == 60 for chart in charts)
-    assert charts[0]["label"] == "GPU (simulated) over the last 60 s, now 50 %"
+    assert charts[0]["label"] == "GPU (simulated) over the last 60 s, now 50 %, 512 MiB of 40.0 GiB, 252 W, 61 °C"
+    assert charts[0]["more"] == "512 MiB of 40.0 GiB, 252 W, 61 °C"
     assert charts[1]["ratios"][-1] == 0.5
     assert charts[2]["now"] == "1.0 GiB of 4.0 GiB"
+
+
+def test_the_figures_of_each_gpu_are_in_the_cards_data() -> None:
+    model = CardModel(asked="", began=0.0)
+    model.container = BOX
+    assert model.state(0.0)["gpus"] == []
+    report = usage(1)
+    model.take_usage(report)
+    one = {
+        "uuid": "SIM-1", "utilization_ratio": 0.5, "memory_used_mib": 512, "memory_total_mib": 40960, "power_watts": 251.6,
+        "temperature_celsius": 61.0, "simulated": True,
+    }  # fmt: skip
+    assert model.state(1.0)["gpus"] == [one]
+    report.usage.gpus.append(GpuUsage(uuid="SIM-2", utilization_ratio=0.1, power_watts=100.0, temperature_celsius=70.0))
+    model.take_usage(report)
+    state: Any = model.state(2.0)
+    assert state["gpus"] == [
+        one,
+        {"uuid": "SIM-2", "utilization_ratio": 0.1, "power_watts": 100.0, "temperature_celsius": 70.0},
+    ]
+    assert (state["charts"][0]["now"], state["charts"][0]["more"]) == ("30 %", "512 MiB of 40.0 GiB, 352 W, 70 °C")
+    report.usage.gpus = [GpuUsage(uuid="GPU-1", utilization_ratio=0.2)]
+    model.take_usage(report)
+    state = model.state(3.0)
+    assert (state["charts"][0]["now"], state["charts"][0]["more"]) == ("20 %", ""), (
+        "what NVML does not give is not made up"
+    )
 
 
 def test_what_is_left_says_how_it_ended_and_is_small() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from cellburst_jupyter.completion import as_sent, complete_line, merged, shifted
+from cellburst_jupyter.completion import Completion, as_sent, complete_line, merged, shifted
 from cellburst_jupyter.completion_names import KEPT_SECONDS, Later
 from cellburst_protocol.errors import ErrorCode, error
 
@@ -125,3 +127,31 @@ def test_remote_and_local_matches_of_one_place_are_joined() -> None:
     assert merged(remote, local)["matches"] == ["data_there", "data_both", "data_here"]
     assert merged(None, local) is local
     assert merged({"matches": []}, local) is local
+
+
+def test_the_container_is_asked_while_the_local_completer_works() -> None:
+    order: list[str] = []
+
+    def side_later(kind: str, content: dict[str, Any], timeout_seconds: float) -> Any:
+        order.append(f"{kind} asked")
+
+        def wait() -> tuple[Any, list[memoryview]]:
+            order.append("waited for")
+            end = len(content["code"])
+            found = {"matches": ["there"], "cursor_start": end - 1, "cursor_end": end, "found": False}
+            return SimpleNamespace(content=found, error=None), []
+
+        return wait
+
+    def here(*_: object) -> dict[str, Any]:
+        order.append("here")
+        return {"matches": ["tool"], "cursor_start": 8, "cursor_end": 9, "metadata": {}, "status": "ok"}
+
+    session = SimpleNamespace(container_id="c-1", side_later=side_later)
+    notebook: Any = SimpleNamespace(has_hub=True, hub=SimpleNamespace(sessions={"default": session}))
+    completion = Completion(notebook, SimpleNamespace(do_complete=here, do_inspect=here))
+    assert completion.complete("%%modal\nt", 9)["matches"] == ["there", "tool"]
+    assert order == ["complete asked", "here", "waited for"]
+    order.clear()
+    assert completion.inspect("%%modal\nt", 9)["matches"] == ["tool"], "what is not found there may be here"
+    assert order == ["inspect asked", "here", "waited for"]

@@ -13,6 +13,8 @@ import pytest
 
 from bench.harness import House, house
 from cellburst.scheduling import Asked, notify_of, spec_of, when_of
+from cellburst_jupyter.server import schedule_form
+from cellburst_jupyter.server.runs import untrusted
 from cellburst_jupyter.server.schedule_form import (
     ScheduleText,
     duration_text,
@@ -273,3 +275,23 @@ def test_a_field_that_is_wrong_is_told_with_the_parameters_still_there(server: S
 def test_a_path_that_climbs_out_of_runs_finds_nothing(user: Client) -> None:
     for path in ("runs/..%2F..%2Fhealth/notebook", "runs/no-such-run/notebook", "runs/..%2Fschedules%2Fx/notebook"):
         assert user.ask("GET", path).status == 404, path
+
+
+def test_a_runs_notebook_does_not_say_that_it_is_trusted() -> None:
+    cells = [{"cell_type": "code", "metadata": {"trusted": True, "tags": ["a"]}}, {"cell_type": "markdown"}]
+    shown = json.loads(untrusted(json.dumps({"cells": cells, "nbformat": 4}).encode()))
+    assert shown == {
+        "cells": [{"cell_type": "code", "metadata": {"tags": ["a"]}}, {"cell_type": "markdown"}],
+        "nbformat": 4,
+    }
+    for damaged in (b"", b"[]", b'{"cells": 3}', b"[" * 100_000):
+        with pytest.raises(CellburstError):
+            untrusted(damaged)
+
+
+@pytest.mark.parametrize(
+    ("at", "field"),
+    [("", ""), ("2027-01-15T09:00:00+01:00", "2027-01-15T09:00"), ("2027-01-15T09:00:30-05:00", "2027-01-15T09:00:30")],
+)
+def test_a_moment_is_what_a_field_for_local_time_shows(at: str, field: str) -> None:
+    assert schedule_form._field_time(at) == field

@@ -155,7 +155,9 @@ def test_a_handle_inside_a_value_is_refused_before_sending(notebook: Notebook) -
 def test_handles_of_a_lost_container_say_so(notebook: Notebook) -> None:
     notebook.modal("r = (i for i in range(3))")
     notebook.sync.container_lost()
-    assert "container that is gone" in repr(notebook.ns["r"])
+    assert "container that is gone; run the cell" in repr(notebook.ns["r"]) and "fetch" not in repr(notebook.ns["r"])
+    with pytest.raises(TypeError, match=r"iterate over `r` here: .* in a container that is gone"):
+        list(notebook.ns["r"])
     with pytest.raises(CellburstError, match="container that is gone"):
         notebook.ns["r"].fetch()
     with pytest.raises(CellburstError, match="run the cell that made it again"):

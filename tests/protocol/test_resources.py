@@ -107,6 +107,7 @@ def test_bad_cpu(text: str) -> None:
 
 def test_money_is_decimal_text() -> None:
     assert parse_usd("$3") == "3" and parse_usd("0.10") == "0.10"
-    for bad in ("0", "-1", "NaN", "Infinity", "three", "1e9"):
+    assert parse_usd("1E-7") == "0.0000001" and parse_usd("1e2") == "100"
+    for bad in ("0", "-1", "NaN", "Infinity", "three", "1e9", "1e-20000000000", "0." + "0" * 10**6 + "1"):
         with pytest.raises(RequestError, match="budget="):
             parse_usd(bad)

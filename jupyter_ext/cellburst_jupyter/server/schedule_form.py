@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -136,7 +137,7 @@ def text_of(spec: ScheduleSpec) -> ScheduleText:
     """A schedule as a person would type it; `ScheduleText.asked` gives the same schedule again."""
     asked = asked_of(spec)
     text = ScheduleText(**vars(asked) | {"parameters": dict(asked.parameters), "notify": list(asked.notify)})
-    text.at = asked.at.removesuffix(":00") if asked.at.count(":") == 2 else asked.at
+    text.at = _field_time(asked.at)
     if spec.when.kind == "every":
         text.every = duration_text(spec.when.every_seconds)
     if spec.timeout_seconds is not None:
@@ -145,6 +146,14 @@ def text_of(spec: ScheduleSpec) -> ScheduleText:
         text.missed_window = duration_text(spec.missed_window_seconds)
     text.budget = spec.budget_usd or ""
     return with_resources(text, spec.resources)
+
+
+def _field_time(at: str) -> str:
+    """A moment as a field for local time has it: in the schedule's own zone, without saying it; seconds only where there are."""
+    if not at:
+        return ""
+    moment = datetime.fromisoformat(at).replace(tzinfo=None)
+    return moment.isoformat(timespec="seconds" if moment.second else "minutes")
 
 
 def start_text(name: str, resources: Resources, used: Mapping[str, str]) -> ScheduleText:
