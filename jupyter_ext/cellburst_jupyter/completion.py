@@ -62,7 +62,10 @@ class Completion:
         self._kernel.do_complete = self.complete
         self._kernel.do_inspect = self.inspect
         if Beside.possible(self._kernel):
-            answers: dict[str, Answer] = {"complete_request": self._complete_beside, "inspect_request": self._inspect_beside}
+            answers: dict[str, Answer] = {
+                "complete_request": self._complete_beside,
+                "inspect_request": self._inspect_beside,
+            }
             self._beside = self._notebook.beside = Beside(self._kernel, answers, _CELL.match)
             self._beside.install()
 

@@ -37,7 +37,7 @@ class Notebook:
         self.last_error_session: RemoteSession | None = None
         self.on_remote_error: Callable[[], None] = lambda: None
         self.offered: set[str] = set()
-        self.beside: AbstractContextManager[None] = nullcontext()  # held while a cell is followed: see completion_beside
+        self.beside: AbstractContextManager[None] = nullcontext()  # while a cell is followed
         self.place: tuple[str, str] | None = None  # the notebook's path and folder, where somebody said them
         self._hub: Hub | None = None
         self._uses: NotebookUses | None = None
