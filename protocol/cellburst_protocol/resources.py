@@ -222,6 +222,6 @@ def parse_usd(text: str, key: str = "budget") -> str:
     if not amount.is_finite() or not LEAST_USD <= amount <= 1_000_000:
         raise error(
             ErrorCode.BAD_ARGUMENT, f"{key}={text[:MAX_USD_CHARACTERS]!r} is not an amount in US dollars",
-            allowed=f"at least {LEAST_USD:f}, at most 1000000", next=f"for example {key}=$3",
+            allowed=f"more than 0 (at least {LEAST_USD:f}), at most 1000000", next=f"for example {key}=$3",
         )  # fmt: skip
     return format(amount, "f")
