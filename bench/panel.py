@@ -240,7 +240,9 @@ def _started(page: Page, server: LabServer, *, extension: bool) -> float:
     page.goto("about:blank")
     page.goto(f"{server.url}/lab/workspaces/start?token={server.token}", wait_until="commit")
     page.locator("#jp-main-dock-panel").wait_for(state="attached")
-    page.locator("#jupyterlab-splash").wait_for(state="detached")  # it may be gone by now: a start can be quicker than this asks
+    page.locator("#jupyterlab-splash").wait_for(
+        state="detached"
+    )  # it may be gone by now: a start can be quicker than this asks
     took = float(page.evaluate("performance.now()"))
     tab = page.locator(TAB)
     if extension:
