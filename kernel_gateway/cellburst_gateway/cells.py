@@ -1,4 +1,7 @@
-"""A cell from RunCell to CallEnded: checked, recorded, handed over, interrupted, ended."""
+"""A cell from RunCell to CallEnded: checked, recorded, handed over, interrupted, ended.
+
+Over 400 lines: the steps of one call, which share its state.
+"""
 
 from __future__ import annotations
 

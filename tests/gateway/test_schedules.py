@@ -1,4 +1,7 @@
-"""Schedules in a real gateway with a simulated worker: requests, runs, policies, retention, and what a kill leaves."""
+"""Schedules in a real gateway with a simulated worker: requests, runs, policies, retention, and what a kill leaves.
+
+Over 400 lines: the rules of one scheduler, each against the same gateway and worker.
+"""
 
 from __future__ import annotations
 
