@@ -4,7 +4,8 @@ Threads. Methods marked "loop" run on the link's thread; the others on the kerne
 passes between them: `CellRun.deliver` (a queue's `put`, or a callback for detached cells) one way, `call_soon` the other.
 
 A lost link changes nothing for who waits: the stream is opened again from the last sequence seen, a `RunCell` without
-its `CellAccepted` is sent again under the same call, and what was seen before is not delivered twice. Over 400 lines: both threads' halves of one object.
+its `CellAccepted` is sent again under the same call, and what was seen before is not delivered twice.
+Over 400 lines: both threads' halves of one object.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Schedules, their runs, and who is to be told of them.
 
 `note_instants` is what makes each instant's record the only one: it moves `seen` up from where its caller read it, in one
-commit with the rows. A caller that read something older gets None and decides again. Over 400 lines: the verbs of one part of the record.
+commit with the rows. A caller that read something older gets None and decides again.
+Over 400 lines: the verbs of one part of the record.
 """
 
 from __future__ import annotations
