@@ -210,9 +210,12 @@ class Copier:
         self._hasher.update(piece)
         self.done += got
         if self.free_bytes and self.done >= self._freed + self.free_bytes:
-            _punch(self._source, self._freed, self.done - self._freed)
+            punch(self._source, self._freed, self.done - self._freed)
             self._freed = self.done
         return got
+
+    def end(self) -> None:
+        """All was copied: nothing waits to be written here, see `DirectCopier.end`."""
 
     def hash(self) -> str:
         """BLAKE3 of what was copied, in hex."""
@@ -239,7 +242,7 @@ def _hash_fd(fd: int, size_bytes: int, copy_to: Path | None = None, *, free: boo
     return copier.hash()
 
 
-def _punch(fd: int, offset: int, size_bytes: int) -> None:
+def punch(fd: int, offset: int, size_bytes: int) -> None:
     """Make a hole in a file; where that cannot be, its space is simply given back later, when it is removed."""
     keep_size, punch_hole = 1, 2  # linux/falloc.h
     if _fallocate is not None:

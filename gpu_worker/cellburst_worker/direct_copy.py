@@ -10,42 +10,83 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from blake3 import blake3
+
+from .blobs import punch
 
 ALIGNMENT_BYTES = 4096  # of memory, offset and size; every disk's logical block divides it
 PIECE_BYTES = 8 * 1024 * 1024
 _DIRECT = getattr(os, "O_DIRECT", 0)  # only on Linux
 
 
-def copy_hashed(
-    source: int, target: Path, copied: Callable[[int, int], None] = lambda offset, size: None
-) -> tuple[int, str]:
-    """Copy an open file from where it stands to a new file, 0600. Returns its size in bytes and BLAKE3 in hex.
+class DirectCopier:
+    """Copies an open file from its beginning to one that `create` made, and hashes it. The source may still grow: what is
+    there is taken at each step, and written in whole pieces. `free_bytes`: the source is not needed afterwards, and gives
+    its memory back in steps of so much as it is copied."""
 
-    `copied(offset, size)` is called for each piece that is on disk. Blocks. Raises OSError.
-    """
-    hasher, done = blake3(), 0
-    out = _create(target)
+    def __init__(self, source: int, out: int, *, free_bytes: int = PIECE_BYTES) -> None:
+        self._source, self._out, self.free_bytes = source, out, free_bytes
+        self._hasher = blake3()
+        self._piece = mmap.mmap(-1, PIECE_BYTES)  # aligned
+        self._filled = 0
+        self.done = self._written = self._freed = 0
+
+    def step(self) -> int:
+        """Copy what is there, at most a piece; how much that was, 0 at the end. Raises OSError; may be called again then."""
+        self._write_piece()  # the last one, where that failed before
+        with memoryview(self._piece) as view, view[self._filled :] as room:
+            got = os.preadv(self._source, [room], self.done)
+            with room[:got] as new:
+                self._hasher.update(new)
+        self._filled += got
+        self.done += got
+        self._write_piece()
+        if self._written >= self._freed + self.free_bytes:
+            punch(self._source, self._freed, self._written - self._freed)
+            self._freed = self._written
+        return got
+
+    def _write_piece(self) -> None:
+        if self._filled == PIECE_BYTES:
+            with memoryview(self._piece) as view:
+                _write_all(self._out, view, self._written)
+            self._written += PIECE_BYTES
+            self._filled = 0
+
+    def end(self) -> None:
+        """Write what is left of the last piece, and wait until all is on disk. Raises OSError."""
+        padded = -(-self._filled // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        with memoryview(self._piece) as view:
+            self._piece[self._filled : padded] = bytes(padded - self._filled)
+            with view[:padded] as rest:
+                _write_all(self._out, rest, self._written)
+        os.ftruncate(self._out, self.done)
+        os.fdatasync(self._out)
+
+    def hash(self) -> str:
+        """BLAKE3 of what was copied, in hex."""
+        return self._hasher.hexdigest()
+
+
+def copy_hashed(source: int, target: Path) -> tuple[int, str]:
+    """Copy an open file from its beginning to a new file, 0600. Returns its size in bytes and BLAKE3 in hex. Blocks.
+
+    Raises OSError."""
+    out = create(target)
     try:
-        with mmap.mmap(-1, PIECE_BYTES) as piece, memoryview(piece) as view:
-            while count := _fill(source, view):
-                hasher.update(view[:count])
-                padded = -(-count // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-                piece[count:padded] = bytes(padded - count)
-                _write_all(out, view[:padded])
-                copied(done, count)
-                done += count
-        os.ftruncate(out, done)
-        os.fdatasync(out)
+        copier = DirectCopier(source, out)
+        while copier.step():
+            pass
+        copier.end()
     finally:
         os.close(out)
-    return done, hasher.hexdigest()
+    return copier.done, copier.hash()
 
 
-def _create(path: Path) -> int:
+def create(path: Path) -> int:
+    """A new file, 0600, for a DirectCopier. Raises OSError."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
         return os.open(path, flags | _DIRECT, 0o600)
@@ -56,14 +97,8 @@ def _create(path: Path) -> int:
         return os.open(path, flags, 0o600)
 
 
-def _fill(source: int, view: memoryview) -> int:
-    """Read until the view is full or the file ends: a short piece in the middle would break the alignment."""
+def _write_all(out: int, data: memoryview, offset: int) -> None:
     done = 0
-    while done < len(view) and (count := os.readv(source, [view[done:]])):
-        done += count
-    return done
-
-
-def _write_all(out: int, data: memoryview) -> None:
-    while data:
-        data = data[os.write(out, data) :]
+    while done < len(data):
+        with data[done:] as rest:
+            done += os.pwrite(out, rest, offset + done)

@@ -18,7 +18,9 @@ from pathlib import Path
 from cellburst_protocol.errors import CellburstError, ErrorCode, error
 from cellburst_protocol.messages import ValueComing
 
+from . import direct_copy
 from .blobs import CHUNK_BYTES, SEALED_MODE, TEMPORARY_NAME, Copier, changed
+from .direct_copy import DirectCopier
 from .exchange import Exchange
 
 MAX_COPIED = 8
@@ -71,14 +73,50 @@ def _links(path: Path) -> int:
         return 1
 
 
+class Copies:
+    """Values that one container writes, each copied behind its writer. `direct`: see `direct_copy`. `begin` and `drop` on the
+    loop, `finish` in a thread."""
+
+    def __init__(self, *, direct: bool = False) -> None:
+        self._direct = direct
+        self._under_way: dict[str, CopyBehind] = {}
+        self._announced_bytes = 0
+
+    def begin(self, source: Path, staged: Path, size_bytes: int) -> None:
+        """Copy SOURCE to STAGED as it grows, unless many are copied already.
+
+        Raises PlatformError (TOO_LARGE, INTEGRITY, BUSY), OSError."""
+        if len(self._under_way) >= MAX_COPIED or source.name in self._under_way:
+            return
+        self._announced_bytes += size_bytes
+        if self._announced_bytes > _size_bytes(
+            source.parent
+        ):  # a copy frees what it copied: that must not make room without end
+            raise error(
+                ErrorCode.TOO_LARGE, f"{self._announced_bytes} bytes are announced, more than the container's disk"
+            )
+        self._under_way[source.name] = CopyBehind(source, staged, size_bytes, direct=self._direct)
+
+    def finish(self, name: str, size_bytes: int, staged: Path) -> str:
+        """The copy of OUT/<name> is put at `staged`; its hash, or "" where there is none. Raises OSError, PlatformError."""
+        copy = self._under_way.pop(name, None)
+        return copy.finish(size_bytes, staged) if copy is not None else ""
+
+    def drop(self) -> None:
+        """Give up what nobody took."""
+        self._announced_bytes = 0
+        copies, self._under_way = self._under_way, {}
+        for copy in copies.values():
+            copy.drop()
+
+
 class Leaving:
     """The values that one container's cell is writing. `finish` in a thread, the rest on the loop."""
 
     def __init__(self, container: str) -> None:
         self._container = container
         self._shown = Early()
-        self._copies: dict[str, CopyBehind] = {}
-        self._announced_bytes = 0  # of one cell
+        self._copies = Copies()
 
     def begin(self, coming: ValueComing, out: Path, exchange: Exchange) -> ValueComing | None:
         """OUT/<file> begins to be written: what to tell the kernel, if it can read it; else it is copied behind its writer, where
@@ -93,16 +131,7 @@ class Leaving:
             except OSError as why:
                 if why.errno != errno.EXDEV:
                     raise
-            if len(self._copies) < MAX_COPIED and source.name not in self._copies:
-                self._announced_bytes += coming.size_bytes
-                if self._announced_bytes > _size_bytes(
-                    out
-                ):  # a copy frees what it copied: that must not make room without end
-                    raise error(
-                        ErrorCode.TOO_LARGE,
-                        f"{self._announced_bytes} bytes are announced, more than the container's disk",
-                    )
-                self._copies[source.name] = CopyBehind(source, temporary, coming.size_bytes)
+            self._copies.begin(source, temporary, coming.size_bytes)
         except (OSError, CellburstError) as why:
             log.info("a value is taken only when it is whole", extra={"container": self._container, "why": str(why)})
         return None
@@ -112,17 +141,13 @@ class Leaving:
         self._shown.hide()
 
     def finish(self, name: str, size_bytes: int, staged: Path) -> str:
-        """The copy of OUT/<name> is put at `staged`; its hash, or "" where there is none. Raises OSError, PlatformError."""
-        copy = self._copies.pop(name, None)
-        return copy.finish(size_bytes, staged) if copy is not None else ""
+        """See `Copies.finish`."""
+        return self._copies.finish(name, size_bytes, staged)
 
     def drop(self) -> None:
         """Give up what did not come home."""
-        self._announced_bytes = 0
         self._shown.hide()
-        copies, self._copies = self._copies, {}
-        for copy in copies.values():
-            copy.drop()
+        self._copies.drop()
 
 
 def _size_bytes(folder: Path) -> int:
@@ -134,18 +159,23 @@ class CopyBehind:
     """One file being copied and hashed; the source gives its memory back as it goes, which the rest of it then takes. So the
     source is of no use afterwards: a copy that was interrupted goes on where it was."""
 
-    def __init__(self, source: Path, staged: Path, size_bytes: int) -> None:
+    def __init__(self, source: Path, staged: Path, size_bytes: int, *, direct: bool = False) -> None:
         flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         self._source = os.open(source, os.O_RDWR | flags)
         try:
             if not stat.S_ISREG(os.fstat(self._source).st_mode):
                 raise error(ErrorCode.INTEGRITY, f"{source.name} is not a regular file")
-            self._out = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | flags, SEALED_MODE)
+            made = os.O_WRONLY | os.O_CREAT | os.O_EXCL | flags
+            self._out = direct_copy.create(staged) if direct else os.open(staged, made, SEALED_MODE)
         except BaseException:
             os.close(self._source)
             raise
         self._staged, self._size = staged, size_bytes
-        self._copier = Copier(self._source, self._out, CHUNK_BYTES, free_bytes=FREE_BYTES)
+        self._copier: Copier | DirectCopier = (
+            DirectCopier(self._source, self._out, free_bytes=FREE_BYTES)
+            if direct
+            else Copier(self._source, self._out, CHUNK_BYTES, free_bytes=FREE_BYTES)
+        )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="values out", daemon=True)
         try:
@@ -171,6 +201,7 @@ class CopyBehind:
                 pass
             if self._copier.done != size_bytes:
                 raise changed(self._copier.done, size_bytes)
+            self._copier.end()
             self._staged.replace(staged)
             return self._copier.hash()
         finally:

@@ -40,6 +40,7 @@ from cellburst_protocol.runner_wire import Incoming
 from cellburst_protocol.states import EndReason
 
 from .answers import ANSWERS, Answers
+from .blobs import TEMPORARY_NAME
 from .calls import Call, Calls
 from .early import Leaving
 from .feed import Feed
@@ -73,6 +74,7 @@ class Outbound:
         self.hiding: Hiding | None = None  # None: it was never given a secret, and nothing is read
         self.answers = Answers()
         self.on_imported: Callable[[list[str]], None] = lambda names: None
+        self.saving: Callable[[ValueComing], None] | None = None  # told of large names that are written to be kept
         self.restoring = False  # an executor that ends then is a failed restore's, and nobody's loss
         self.idle = asyncio.Event()  # nothing waits and nothing is being worked on
         self.idle.set()
@@ -202,16 +204,26 @@ class Outbound:
                 self._side_tasks.add(task)
                 task.add_done_callback(self._side_tasks.discard)
             case ValueComing():
-                if (
-                    self._calls.running
-                    and self.hiding is None
-                    and (told := self._leaving.begin(incoming.message, self._out_folder(), self._site.exchange))
-                ):
-                    self.answer(told)
+                self._value_coming(incoming.message)
             case _ if isinstance(incoming.message, ANSWERS):
                 self.answers.received(incoming)
             case _:
                 self._pass_on(incoming)
+
+    def _value_coming(self, coming: ValueComing) -> None:
+        if self.saving is not None:
+            try:
+                if TEMPORARY_NAME.fullmatch(coming.file):
+                    self.saving(coming)
+            except (OSError, CellburstError) as why:
+                what = {"container": self._container, "why": str(why)}
+                log.info("a name is kept only when it is whole", extra=what)
+            return
+        told = None
+        if self._calls.running and self.hiding is None:
+            told = self._leaving.begin(coming, self._out_folder(), self._site.exchange)
+        if told is not None:
+            self.answer(told)
 
     def _pass_on(self, incoming: Incoming) -> None:
         self._owe(incoming.credit_bytes)

@@ -15,10 +15,9 @@ from cellburst_protocol.errors import ErrorCode, error
 from cellburst_protocol.framing import Buffer
 from cellburst_protocol.messages import NameGroup, RemoteName
 
-from .blobs import HASH, BlobFolder
+from .blobs import HASH, BlobFolder, Copied
 from .blobs import _discard as discard
 from .blobs import _open_regular as open_regular
-from .blobs import _punch as punch
 from .direct_copy import copy_hashed
 from .values import blob_parts, place, take
 
@@ -46,7 +45,7 @@ class NamesFolder(BlobFolder):
         try:
             fd = open_regular(source, size_bytes, os.O_RDWR)
             try:
-                copied_bytes, hash = copy_hashed(fd, staged, lambda offset, size: punch(fd, offset, size))
+                copied_bytes, hash = copy_hashed(fd, staged)
             finally:
                 os.close(fd)
         finally:
@@ -69,11 +68,16 @@ def known_hashes(groups: Iterable[NameGroup], folder: str) -> dict[str, str]:
 
 
 def keep(
-    groups: Sequence[NameGroup], buffers: Sequence[Buffer], out: Path, folder: Path
+    groups: Sequence[NameGroup],
+    buffers: Sequence[Buffer],
+    out: Path,
+    folder: Path,
+    copied: Copied = lambda name, size, path: "",
 ) -> tuple[list[NameGroup], list[RemoteName]]:
     """Move what the runner saved (inline `buffers`, files in `out`) to `folder`. Returns the groups with their true hashes,
-    and the names of those whose files were not what the runner said. Blocks. Raises PlatformError, OSError."""
-    taken = take(groups, buffers, NamesFolder(folder), out)
+    and the names of those whose files were not what the runner said. `copied`: see `BlobFolder.take_file`. Blocks. Raises
+    PlatformError, OSError."""
+    taken = take(groups, buffers, NamesFolder(folder), out, copied)
     if taken.buffers:
         (folder / INLINE).write_bytes(b"".join(taken.buffers))
     lost = [

@@ -3,6 +3,7 @@
     freeze -> names to the draft -> detach -> checkpoint -> store to the draft -> commit        (an engine with snapshots)
     freeze -> names to the draft -> end -> store to the draft -> commit                         (names only)
 
+Large names go to the draft while the container still writes them: the disk is what all this waits for.
 Until the checkpoint nothing is lost by a failure: the draft is thrown away, the runner is thawed and the session lives on.
 A checkpoint that fails and takes the container with it leaves the names, which are then all that is kept. After the commit
 the session outlives this worker. A worker that is killed before that leaves a draft and a container, which the next one
@@ -16,7 +17,7 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 from cellburst_protocol.errors import CellburstError, ErrorCode, error, from_info
@@ -37,7 +38,8 @@ from cellburst_runtime.snapshots import Draft
 
 from . import park_memory, parked_sealed
 from .body import Body, start_message
-from .parked_names import keep, known_hashes, lost_names, names_bytes
+from .early import Copies
+from .parked_names import NamesFolder, keep, known_hashes, lost_names, names_bytes
 from .site import Prepared, Running
 
 FREEZE_SECONDS = 300.0  # pickling 1 GB of names by a slow `__reduce__`; hooks of before
@@ -74,9 +76,10 @@ class Parking:
                 with self._step("volumes"):
                     await volumes.park(self.id)
             names_limit_bytes = await self._make_room()
-            with self._step("freeze"):
-                frozen, buffers = await self._freeze(names_limit_bytes)
-            manifest = await self._put_away(frozen, buffers)
+            async with self._copying(names_limit_bytes) as (draft, names):
+                with self._step("freeze"):
+                    frozen, buffers = await self._freeze(names_limit_bytes)
+                manifest = await self._put_away(frozen, buffers, draft, names)
         except asyncio.CancelledError:
             raise
         except BaseException:
@@ -104,6 +107,38 @@ class Parking:
         finally:
             self._steps[name] = self._site.clock.monotonic() - began
 
+    @contextlib.asynccontextmanager
+    async def _copying(self, names_limit_bytes: int) -> AsyncIterator[tuple[Draft | None, Copies]]:
+        """A draft to which the names are copied as they are written. None: they are when all are, because they come from the
+        draft's own disk and are moved, or that disk has no room to spare."""
+        names, outbound, out = Copies(direct=True), self._body.outbound, self._prepared.folder / "var" / "out"
+        draft = await self._early_draft(out, names_limit_bytes)
+        try:
+            if draft is not None:
+                folder = NamesFolder(draft.folder / NAMES)
+                outbound.saving = lambda coming: names.begin(out / coming.file, folder.temporary(), coming.size_bytes)
+            yield draft, names
+        finally:
+            outbound.saving = None
+            await finish(asyncio.to_thread(names.drop))
+            if draft is not None:
+                await finish(asyncio.to_thread(draft.abandon))
+
+    async def _early_draft(self, out: Path, names_limit_bytes: int) -> Draft | None:
+        snapshots = self._site.runtime.snapshots
+        if self._request.park_key or not out.is_dir() or out.stat().st_dev == snapshots.folder.stat().st_dev:
+            return None
+        memory_bytes = await self._memory_bytes()
+        expected_bytes = min(memory_bytes, names_limit_bytes or memory_bytes)
+        expected_bytes += memory_bytes if self._prepared.snapshot_key else 0
+        try:
+            return await asyncio.to_thread(snapshots.draft, "session", self.id, expected_bytes, spare=True)
+        except CellburstError as why:  # the true size may fit
+            log.info(
+                "names are copied when all are written", extra={"container": self._body.id, "why": why.info.message}
+            )
+            return None
+
     async def _make_room(self) -> int:
         """Let the container use what it takes to be put away. Returns what its names may take by value; see `park_memory`."""
         from .templates import free_bytes  # it imports this
@@ -128,7 +163,9 @@ class Parking:
             raise from_info(frozen.error)
         return frozen, buffers
 
-    async def _put_away(self, frozen: RunnerFrozen, buffers: Sequence[memoryview]) -> Manifest:
+    async def _put_away(
+        self, frozen: RunnerFrozen, buffers: Sequence[memoryview], early: Draft | None, names: Copies
+    ) -> Manifest:
         live_files = await asyncio.to_thread(self._running.live_files, frozen.files)
         whole = self._can_restore(live_files)
         if self._request.park_key:
@@ -142,9 +179,11 @@ class Parking:
                 next="%modal stop ends it; it lives on until then",
             )
         expected_bytes = names_bytes(frozen.groups) + (await self._memory_bytes() if whole else 0)
-        draft = await asyncio.to_thread(self._site.runtime.snapshots.draft, "session", self.id, expected_bytes)
+        draft = early
+        if draft is None:
+            draft = await asyncio.to_thread(self._site.runtime.snapshots.draft, "session", self.id, expected_bytes)
         try:
-            keeping = asyncio.create_task(self._keep_names(draft, frozen, buffers))
+            keeping = asyncio.create_task(self._keep_names(draft, frozen, buffers, names))
             try:
                 if whole:
                     with self._step("checkpoint"):
@@ -174,12 +213,12 @@ class Parking:
         return usage.memory_bytes or self._body.request.resources.memory_mib * 1024 * 1024
 
     async def _keep_names(
-        self, draft: Draft, frozen: RunnerFrozen, buffers: Sequence[memoryview]
+        self, draft: Draft, frozen: RunnerFrozen, buffers: Sequence[memoryview], names: Copies
     ) -> tuple[list[NameGroup], list[RemoteName]]:
         out, folder = self._prepared.folder / "var" / "out", draft.folder / NAMES
         try:
             with self._step("names"):
-                return await asyncio.to_thread(keep, frozen.groups, buffers, out, folder)
+                return await asyncio.to_thread(keep, frozen.groups, buffers, out, folder, names.finish)
         except (CellburstError, OSError) as why:
             if not self._prepared.snapshot_key:
                 raise

@@ -53,7 +53,10 @@ class CellExecutor:
         self._decoder = wire.Decoder()
         names = (self._shell.user_ns, os.path.join(folder, "in"), os.path.join(folder, "out"))
         self._values = ValueStore(*names)
-        self._values.on_file = lambda name, size: sender.send({"t": "value_coming", "file": name, "size_bytes": size})
+        saved = SavedNames(*names)
+        self._values.on_file = saved.on_file = lambda name, size: sender.send(
+            {"t": "value_coming", "file": name, "size_bytes": size}
+        )
         self._imports = ImportLog(os.getcwd())
         self._secrets = SecretEnvironment()
         self._loop = asyncio.get_event_loop_policy().get_event_loop()
@@ -66,8 +69,7 @@ class CellExecutor:
         self._run_seconds = 0.0
         app.kernel.ask = self._ask
         self._snapshot = CellSnapshot(
-            self._session, sender, work, self._decoder, SavedNames(*names), self._imports, self._flush, self._take,
-            self._context,
+            self._session, sender, work, self._decoder, saved, self._imports, self._flush, self._take, self._context,
         )  # fmt: skip
 
     def start(self) -> None:

@@ -15,10 +15,10 @@ import pickle
 import secrets
 import sys
 import time
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 from . import values_modules, values_pickle, values_share, values_shown
-from .values import INLINE_BYTES, INLINE_TOTAL_BYTES, Group
+from .values import EARLY_BYTES, INLINE_BYTES, INLINE_TOTAL_BYTES, Group
 from .values_culprit import BoundedFile, TooLarge, find
 from .values_files import read_file, write_file
 
@@ -39,6 +39,8 @@ class SavedNames:
         self._in = in_folder
         self._out = out_folder
         self._written: List[str] = []
+        # told (name, size in bytes) of a large file in OUT that begins to be written
+        self.on_file: Callable[[str, int], None] = lambda name, size_bytes: None
 
     # -- save ------------------------------------------------------------------------------------------------------
 
@@ -158,7 +160,7 @@ class SavedNames:
                     continue
                 name = secrets.token_hex(16)
                 self._written.append(name)
-                write_file(os.path.join(self._out, name), pieces)
+                write_file(os.path.join(self._out, name), pieces, lambda: self._told(name, size))  # noqa: B023
                 parts.append({"hash": "file:" + name, "size_bytes": size, "at": "blob"})
         except OSError:
             kept, self._written = self._written[:begun], self._written[begun:]
@@ -166,6 +168,10 @@ class SavedNames:
             self._written = kept
             raise
         return {"names": packed.names, "hash": "", "parts": parts}, inline
+
+    def _told(self, name: str, size_bytes: int) -> None:
+        if size_bytes >= EARLY_BYTES:
+            self.on_file(name, size_bytes)
 
     def _lost(self, name: str, why: str, detail: str, packed: Any = None) -> Dict[str, Any]:
         size = packed.size_bytes if packed is not None and len(packed.names) == 1 else 0

@@ -149,16 +149,16 @@ class SnapshotStore:
         folder = self.path(manifest) / CHECKPOINT
         return folder if folder.is_dir() else None
 
-    def draft(self, kind: SnapshotKind, snapshot_id: str, expected_bytes: int) -> Draft:
+    def draft(self, kind: SnapshotKind, snapshot_id: str, expected_bytes: int, *, spare: bool = False) -> Draft:
         """Begin a snapshot of about so many bytes.
 
         Raises PlatformError (DISK_FULL) before anything is written when the disk or the limit has no room for it, also
-        after dropping templates that nobody used lately.
+        after dropping templates that nobody used lately; `spare`: without dropping any.
         """
         self._place(kind, snapshot_id)
         with self.lock:
             try:
-                self._make_room(expected_bytes)
+                self._make_room(expected_bytes, spare=spare)
                 draft = Draft(self, kind, snapshot_id, expected_bytes)
             except OSError as problem:
                 raise _disk_error(problem, f"snapshot {snapshot_id} could not be begun") from problem
@@ -189,6 +189,13 @@ class SnapshotStore:
         """Whether these very files were read and found good a short while ago: many containers start from one template."""
         when, seen = self._read.get(folder, (0.0, ()))
         return bool(seen) and time.monotonic() - when < READ_AGAIN_SECONDS and seen == _fingerprint(folder, files)
+
+    def has_store(self, manifest: Manifest) -> bool:
+        """Whether what the session wrote is kept, or was and is damaged. Blocks for milliseconds."""
+        try:
+            return STORE in load_seal(self.path(manifest), self.key())
+        except SnapshotUnusable:
+            return True
 
     def store_copy(self, manifest: Manifest, folder: Path) -> Path | None:
         """A copy of what the session wrote (`store.img`), made in `folder`, for `Runtime.prepare`; None where there is none.
@@ -248,7 +255,7 @@ class SnapshotStore:
                 place.rename(aside)
             except FileNotFoundError:
                 return
-            shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)  # gigabytes take a while, and nobody is to wait for that
 
     def usage(self) -> SnapshotUsage:
         """What is kept, and the limit."""
@@ -302,7 +309,7 @@ class SnapshotStore:
         names = sorted(entry.name for entry in os.scandir(self.folder / _FOLDERS[kind]))
         return [found for name in names if (found := self._load(kind, name)) is not None]
 
-    def _make_room(self, expected_bytes: int) -> None:
+    def _make_room(self, expected_bytes: int, *, spare: bool) -> None:
         """Drop templates until there is room. Raises PlatformError (DISK_FULL), and drops none if that would not help."""
         templates = sorted(self._all("template"), key=self._last_used)
         kept = sum(t.size_bytes for t in templates) + sum(p.size_bytes for p in self._all("session"))
@@ -310,7 +317,7 @@ class SnapshotStore:
         free = shutil.disk_usage(self.folder).free - DISK_RESERVE_BYTES
         missing = expected_bytes + promised - min(free, self.limit_bytes - kept)
         dropped: list[Manifest] = []
-        while templates and missing > 0:
+        while templates and missing > 0 and not spare:
             dropped.append(templates.pop(0))
             missing -= dropped[-1].size_bytes
         if missing > 0:

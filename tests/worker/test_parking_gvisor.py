@@ -21,6 +21,7 @@ from cellburst_protocol.errors import ErrorCode
 from cellburst_protocol.states import EndReason
 from cellburst_runtime.runtime import Runtime
 from cellburst_runtime.volume_tree import VolumeStore
+from cellburst_worker import early
 from cellburst_worker.clock import SystemClock
 from cellburst_worker.exchange import Exchange
 from cellburst_worker.gateway_link import GatewayLink, http_url, link_url
@@ -193,6 +194,34 @@ async def test_what_cannot_be_restored_comes_by_value_and_says_why(short_path: P
         third, ready = await h.ready("c3", parked="p2")
         assert ready.start == "names" and any("snapshot unusable" in phase.detail for phase in ready.phases)
         assert await cell(third, "call-4", "print(x, open('w').read())") == "[1, 2, 3] kept\n"
+
+
+async def test_large_names_are_copied_while_they_are_written(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[str] = []
+    finish = early.CopyBehind.finish
+
+    def finished(self: early.CopyBehind, size_bytes: int, staged: Path) -> str:
+        copied.append(finish(self, size_bytes, staged))
+        return copied[-1]
+
+    monkeypatch.setattr(early.CopyBehind, "finish", finished)
+    async with house(short_path) as h:
+        container, _ = await h.ready("c1")
+        make = "import os, zlib; big = bytearray(os.urandom(1 << 20)) * 40; less = bytearray(3 << 20)"
+        told = await cell(container, "call-1", f"{make}; print(zlib.crc32(big))")
+        event = await h.park(container, "p1")
+        assert {"big", "less"} <= set(event.parked.names) and event.notes == []
+        manifest = h.runtime.snapshots.parked("p1")
+        assert manifest is not None
+        kept = h.runtime.snapshots.path(manifest)
+        assert [(kept / "names" / hash).stat().st_size > 40 << 20 for hash in copied] == [True]
+        assert not list((kept / "names").glob("new-*")) and not list((kept.parent.parent / "drafts").iterdir())
+        for image in (kept / "checkpoint").iterdir():
+            os.truncate(image, image.stat().st_size // 2)
+        resumed, ready = await h.ready("c2", parked="p1")
+        assert ready.start == "names"
+        again = "import zlib; print(zlib.crc32(big)); print(less == bytearray(3 << 20))"
+        assert await cell(resumed, "call-2", again) == f"{told}True\n"
 
 
 async def test_a_file_that_is_open_and_deleted_leaves_the_names(short_path: Path) -> None:
