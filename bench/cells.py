@@ -14,7 +14,7 @@ from typing import Any
 from .harness import House, local_boot
 from .report import Figure
 
-ROUNDS = 60
+ROUNDS = 120
 NAMED_ROUNDS = 240  # half a millisecond of sixteen is looked for: medians of 60 differed by three times as much
 LINES = 200_000
 

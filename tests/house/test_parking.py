@@ -123,6 +123,32 @@ def test_down_and_up_again_brings_it_back(place: House, kernel: Kernel) -> None:
     assert kernel.check("%%modal card=off\nkept['b'] = 2\nprint(kept)").text.endswith("{'a': 1, 'b': 2}\n")
 
 
+def test_the_machine_was_restarted_and_a_thread_prints_on(place: House, kernel: Kernel) -> None:
+    said = """
+import threading, time
+told = []
+go = threading.Event()
+def tell():
+    for number in range(2):
+        print('thread', number, flush=True)
+        told.append(number)
+        go.wait()
+        go.clear()
+    told.append('end')
+thread = threading.Thread(target=tell); thread.start()
+while not told: time.sleep(0.01)
+"""
+    assert "thread 0\n" in kernel.check("%%modal card=off\n" + said).text
+    kernel.check("%modal park")
+    for process in place.processes().values():
+        process.kill()
+        psutil.wait_procs([process], timeout=0.1)  # a zombie until the kernel, its parent, looks
+    shutil.rmtree(place.folder / "run")  # a folder in memory on most machines: gone with the power
+    ran = kernel.check("%%modal card=off\ngo.set()\nwhile told != [0, 1]: time.sleep(0.01)\nprint(thread.is_alive())")
+    assert "thread 1\n" in ran.text and ran.text.endswith("True\n"), ran.text
+    assert kernel.check("%%modal\ngo.set(); thread.join(); print(told)").text.endswith("[0, 1, 'end']\n")
+
+
 def test_a_cell_that_asks_for_other_hardware_moves_its_session(place: House, kernel: Kernel) -> None:
     kernel.check("%%modal gpu=T4 card=off\nimport threading\nkept = 41\nlock = threading.Lock()")
     ran = kernel.check("%%modal gpu=A100 card=off\nimport os\nprint(kept + 1, os.environ['CUDA_VISIBLE_DEVICES'])")
