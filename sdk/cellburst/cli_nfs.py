@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .cli_common import out, shows_errors
-from .cli_volume import KINDS, named_below, plain
-from .sizes import size_text
+from .cli_volume import named_below, show_entries
 
 if TYPE_CHECKING:
     from .network_file_system import NetworkFileSystem
@@ -71,18 +69,7 @@ def list_all(as_json: bool) -> None:
 def ls(name: str, path: str, recursive: bool, as_json: bool) -> None:
     """List what lies in a folder of one."""
     entries = _named(name).listdir(path, recursive=recursive)
-    if as_json:
-        shown = [
-            {"path": one.path, "type": KINDS[one.type.value], "size_bytes": one.size, "mtime": one.mtime} for one in entries
-        ]  # fmt: skip
-        click.echo(json.dumps(shown, indent=2))
-        return
-    table = Table("path", "type", "size", "changed", box=None)
-    for one in entries:
-        changed = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.mtime))
-        size = size_text(one.size) if one.type.value != 2 else "-"
-        table.add_row(escape(plain(one.path)), KINDS[one.type.value], size, changed)
-    out.print(table if entries else "nothing; `cellburst nfs put` puts files there")
+    show_entries(entries, as_json, "nothing; `cellburst nfs put` puts files there")
 
 
 @nfs.command()

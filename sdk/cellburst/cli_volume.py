@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -96,11 +97,16 @@ def list_volumes(as_json: bool) -> None:
 def ls(name: str, path: str, recursive: bool, as_json: bool) -> None:
     """List what lies in a folder of a volume."""
     entries = _volume(name).listdir(path, recursive=recursive)
+    show_entries(entries, as_json, "nothing; `cellburst volume put` puts files there")
+
+
+def show_entries(entries: Sequence[FileEntry], as_json: bool, nothing: str) -> None:
+    """What `ls` prints of a folder of a volume or network file system; `nothing` where it is empty."""
     if as_json:
         click.echo(json.dumps([_entry_json(entry) for entry in entries], indent=2))
         return
     if not entries:
-        out.print("nothing; `cellburst volume put` puts files there")
+        out.print(nothing)
         return
     table = Table("path", "type", "size", "changed", box=None)
     for entry in entries:
