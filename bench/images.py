@@ -23,7 +23,7 @@ PACKAGES = ("pandas", "scikit-learn")
 
 
 async def _build(house: House, image: Image, rounds: int) -> list[float]:
-    """Seconds of so many builds, each by a runtime of its own, as another process would have."""
+    """Seconds of so many builds, each by a runtime made for it, which knows nothing of the one before; in this process."""
     seconds = []
     with tempfile.TemporaryDirectory(prefix="cb-packs-") as packs:
         recipe = image.recipe(packs)
@@ -51,7 +51,7 @@ def images(house: House) -> Iterator[Figure]:
     first = asyncio.run(_build(house, six, 1))[0]
     again = asyncio.run(_build(house, six, 5))
     yield Figure("rebuild of an unchanged 6-step image, median", statistics.median(again), "s", 0.1, "max",
-                 f"of 5, each as a new process: {', '.join(f'{s:.3f}' for s in again)}; the first build {first:.1f} s")  # fmt: skip
+                 f"of 5, each by a runtime made for it, all in one process: {', '.join(f'{s:.3f}' for s in again)}; the first build {first:.1f} s")  # fmt: skip
 
     asyncio.run(_build(house, base.uv_pip_install(*PACKAGES), 1))  # the base, and the download cache
     ours = asyncio.run(_build(house, base.uv_pip_install(*PACKAGES, force_build=True), ROUNDS))

@@ -14,22 +14,25 @@ from cellburst_protocol.messages import (
     BuildLog,
     BuildSecret,
     BuildStream,
+    DamagedLayer,
     ImageBuilt,
     ImageList,
     ImageLogs,
     ImageRow,
     ImagesPruned,
+    ImagesVerified,
     ListImages,
     Logs,
     Message,
     PruneImages,
     ValuePart,
+    VerifyImages,
 )
 from cellburst_protocol.peer import LinkClosed, Stream, StreamEnded
 from cellburst_runtime.image_secrets import BuildSecrets
 
 from .exchange import Exchange
-from .redact import Redactor
+from .redact import Redactor, TextStream
 from .site import Site
 
 SEND_SECONDS = 0.1  # between two messages of one build
@@ -118,7 +121,8 @@ def build_secrets(secrets: Mapping[str, BuildSecret]) -> BuildSecrets:
     for name, secret in secrets.items():
         redactor.add({f"{name}.{key}": value for key, value in secret.values.items()})
     values = {name: secret.values for name, secret in secrets.items()}
-    return BuildSecrets(values, {name: secret.version for name, secret in secrets.items()}, redactor.text)
+    versions = {name: secret.version for name, secret in secrets.items()}
+    return BuildSecrets(values, versions, redactor.text, (lambda: TextStream(redactor)) if redactor else None)
 
 
 class ImageDesk:
@@ -128,7 +132,12 @@ class ImageDesk:
         self._site, self._worker, self._users = site, worker, users
         self._builds: set[asyncio.Task[None]] = set()
 
-    async def answer(self, message: ListImages | PruneImages | ImageLogs) -> Message:
+    @property
+    def builds(self) -> bool:
+        """Whether an image is being built that no container waits for."""
+        return bool(self._builds)
+
+    async def answer(self, message: ListImages | PruneImages | VerifyImages | ImageLogs) -> Message:
         """The answer to a control request. Raises the error tree."""
         images = self._site.runtime.images
         match message:
@@ -137,6 +146,8 @@ class ImageDesk:
             case PruneImages():
                 freed = await images.prune(message.max_bytes)
                 return ImagesPruned(freed_bytes=freed, left_bytes=await asyncio.to_thread(images.size_bytes))
+            case VerifyImages():
+                return await self._verify(self._users())
             case ImageLogs():
                 return Logs(text=await asyncio.to_thread(images.logs, message.id))
 
@@ -152,10 +163,32 @@ class ImageDesk:
             task.cancel()
         await asyncio.gather(*self._builds, return_exceptions=True)
 
+    async def _verify(self, users: Mapping[str, Sequence[str]]) -> ImagesVerified:
+        try:
+            found = await self._site.runtime.images.verify()
+        except OSError as why:
+            raise error(
+                ErrorCode.STORE, f"the layers on {self._worker} could not be read to the end: {why}", next="try again"
+            ) from None
+        held = await asyncio.to_thread(self._held, users) if found.damaged else {}
+        return ImagesVerified(
+            layer_count=found.layers, size_bytes=found.size_bytes,
+            damaged=[
+                DamagedLayer(
+                    id=layer.key, step=layer.step, problems=layer.problems, size_bytes=layer.size_bytes, worker=self._worker,
+                    used_by=[name for name, keys in held.items() if layer.key in keys],
+                )
+                for layer in found.damaged
+            ],
+        )  # fmt: skip
+
+    def _held(self, users: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+        parked = self._site.runtime.snapshots.parked_all()
+        held = {f"parked {found.id}": list(found.layers) for found in parked if found.layers}
+        return held | {name: list(keys) for name, keys in users.items()}
+
     def _list(self, users: Mapping[str, Sequence[str]]) -> ImageList:
-        runtime = self._site.runtime
-        held = {f"parked {found.id}": found.layers for found in runtime.snapshots.parked_all() if found.layers}
-        held |= {name: list(keys) for name, keys in users.items()}
+        runtime, held = self._site.runtime, self._held(users)
         rows = [
             ImageRow(
                 id=record.id, steps=record.steps, size_bytes=record.size_bytes,

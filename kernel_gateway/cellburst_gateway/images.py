@@ -20,10 +20,12 @@ from cellburst_protocol.messages import (
     ImageList,
     ImageLogs,
     ImagesPruned,
+    ImagesVerified,
     ListImages,
     Logs,
     Message,
     PruneImages,
+    VerifyImages,
 )
 from cellburst_protocol.peer import LinkClosed, Stream, StreamEnded
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 ASK_SECONDS = 30.0
 PRUNE_SECONDS = 600.0  # hundreds of GB of small files on a slow disk
+VERIFY_SECONDS = 7200.0  # all of them read, at 10 MB/s
 FIRST_WORKER_SECONDS = 60.0  # how long a build waits for this machine's own worker to come up
 POLL_SECONDS = 0.1
 SHOWN_HASHES = 5
@@ -102,7 +105,7 @@ class Images:
         except CellburstError as why:
             built = ImageBuilt(error=why.info)
         took = self._hub.clock.monotonic() - began
-        self._hub.endings.build(owner.workspace, asked.recipe, built, took, self._hub.clock.wall())
+        self._hub.endings.build(owner, asked.recipe, built, took, self._hub.clock.wall())
         self._hub.metrics.add("cellburst_builds_total", outcome="failed" if built.error is not None else "built")
         try:
             await stream.send(built)
@@ -175,6 +178,15 @@ class Images:
             freed_bytes=sum(answer.freed_bytes for _, answer in answers),
             left_bytes=sum(a.left_bytes for _, a in answers),
         )
+
+    async def verify(self, workspace: str, asked: VerifyImages) -> ImagesVerified:
+        """Have every layer read; what is damaged is put aside there."""
+        whole = ImagesVerified()
+        for worker, answer in await self._ask(workspace, asked.worker, VerifyImages(), ImagesVerified, VERIFY_SECONDS):
+            whole.layer_count += answer.layer_count
+            whole.size_bytes += answer.size_bytes
+            whole.damaged += [msgspec.structs.replace(layer, worker=worker) for layer in answer.damaged]
+        return whole
 
     async def logs(self, workspace: str, asked: ImageLogs) -> Logs:
         """The log of an image's last build, from the first worker that has one. Raises RequestError (NOT_FOUND)."""

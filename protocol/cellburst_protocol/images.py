@@ -15,10 +15,14 @@ from typing import Any
 import msgspec
 from blake3 import blake3
 
-KEY_VERSION = "cellburst image 1"  # changed when the same step would make another layer than before
+KEY_VERSION = "cellburst image 2"  # changed when the same step would make another layer than before
 KEY_BYTES = 20  # 160 bits: no two recipes meet by chance or on purpose
 SUITE = "bookworm"  # the Debian of debian_slim
 SUITE_PYTHON = {"bookworm": "3.11", "trixie": "3.13"}  # what Debian's own python3 is
+SUITE_PYTHON_PATCH = {
+    "bookworm": 2,
+    "trixie": 5,
+}  # of that, for the suite's whole life: Debian keeps the version of a release
 MAX_STEPS = 200  # far more than anybody writes, well below what can be mounted
 MAX_LAYERS = 400  # of an image with its stages: overlayfs takes 500 (OVL_MAX_STACK), and ours lie there as well
 MAX_PACK_BYTES = 4 << 30  # local files of one step; more belongs into a volume
@@ -67,9 +71,10 @@ class FromStage(Step, frozen=True, kw_only=True, omit_defaults=True, tag="from_s
 
 
 class AddPython(Step, frozen=True, kw_only=True, omit_defaults=True, tag="add_python"):
-    """Python of that version in /usr/local."""
+    """Python of that version ("3.12") in /usr/local, and of no earlier patch than `least` ("3.12.3")."""
 
     python_version: str
+    least: str = ""
 
 
 class AptInstall(Step, frozen=True, kw_only=True, omit_defaults=True, tag="apt_install"):
@@ -161,12 +166,14 @@ class User(Step, frozen=True, kw_only=True, omit_defaults=True, tag="user"):
 class Copy(Step, frozen=True, kw_only=True, omit_defaults=True, tag="copy"):
     """Local files. `pack`'s names lie below `destination`, or with `single` its one file becomes `destination`.
 
+    With `unpack` its one file is a tar archive, plain or compressed, and what it holds lies below `destination`.
     `owner` is "USER[:GROUP]" of the image, `mode` an octal mode for every file; `scope` as in Env, for the destination.
     """
 
     pack: FilePack
     destination: str
     single: bool = False
+    unpack: bool = False
     owner: str = ""
     mode: str = ""
     scope: dict[str, str] | None = None
@@ -205,11 +212,13 @@ class ImageRecipe(msgspec.Struct, kw_only=True, omit_defaults=True):
     mirror: bool = False
 
 
-def debian_slim(python_version: str, *, force: bool = False) -> list[AnyStep]:
-    """The steps of a Debian with Python of that version ("3.12"): Debian's own where it is that one."""
-    if SUITE_PYTHON[SUITE] == python_version:
+def debian_slim(python_version: str, *, least_patch: int = 0, force: bool = False) -> list[AnyStep]:
+    """The steps of a Debian with Python of that version ("3.12"): Debian's own where it is that one, and its patch is not below
+    `least_patch` (3.12.3 for 3)."""
+    if SUITE_PYTHON[SUITE] == python_version and SUITE_PYTHON_PATCH[SUITE] >= least_patch:
         return [DebianSlim(force=force)]
-    return [DebianSlim(python=False, force=force), AddPython(python_version=python_version, force=force)]
+    least = f"{python_version}.{least_patch}" if least_patch else ""
+    return [DebianSlim(python=False, force=force), AddPython(python_version=python_version, least=least, force=force)]
 
 
 def layer_keys(
@@ -297,7 +306,7 @@ def describe(step: AnyStep) -> str:
         case DebianSlim():
             return f"{name} {step.suite}{f' Python {SUITE_PYTHON.get(step.suite)}' if step.python else ''}"
         case AddPython():
-            return f"{name} {step.python_version}"
+            return f"{name} {f'{step.least} or later' if step.least else step.python_version}"
         case FromRegistry():
             return f"{name} {step.reference}"
         case AptInstall() | PipInstall():
@@ -368,7 +377,10 @@ def _variable(text: str, place: int, variables: dict[str, str]) -> tuple[str, in
 
 def _short(text: str, most: int = 120) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= most else f"{line[: most - 1]}…"
+    if len(line) <= most:
+        return line
+    cut = line[: most - 2]
+    return f"{cut.rpartition(' ')[0] or cut} …"
 
 
 def decode_recipe(data: bytes | dict[str, Any]) -> ImageRecipe:

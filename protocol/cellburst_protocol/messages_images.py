@@ -66,7 +66,8 @@ class ListImages(Base, kw_only=True, tag="list_images"):
 
 
 class ImageList(Base, kw_only=True, tag="image_list"):
-    """The answer to ListImages, last used first; `size_bytes` of all layers, each counted once per worker."""
+    """The answer to ListImages, last used first; `size_bytes` of all layers, each counted once per worker, and of the
+    downloads that are kept for builds."""
 
     rows: list[ImageRow] = []
     size_bytes: int = 0
@@ -85,6 +86,34 @@ class ImagesPruned(Base, kw_only=True, tag="images_pruned"):
 
     freed_bytes: int = 0
     left_bytes: int = 0
+
+
+class VerifyImages(Base, kw_only=True, tag="verify_images"):
+    """Read every layer to its last byte and compare it with its checksums: CLI -> gateway, which asks its workers the same; of
+    one `worker` or of all. Answered with ImagesVerified. A damaged layer is put aside: the next build that needs it makes it
+    anew."""
+
+    worker: str = ""
+
+
+class DamagedLayer(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A layer that was found damaged: the step that made it, up to five of its files with what is wrong with each, and the
+    containers and parked sessions that stand on it."""
+
+    id: str
+    step: str
+    problems: list[str]
+    size_bytes: int = 0
+    worker: str = ""
+    used_by: list[str] = []
+
+
+class ImagesVerified(Base, kw_only=True, tag="images_verified"):
+    """The answer to VerifyImages: how many layers were read, their bytes, and those that were damaged."""
+
+    layer_count: int = 0
+    size_bytes: int = 0
+    damaged: list[DamagedLayer] = []
 
 
 class ImageLogs(Base, kw_only=True, tag="image_logs"):

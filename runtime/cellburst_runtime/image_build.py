@@ -8,7 +8,6 @@ evicted under it; the BuiltImage it returns keeps holding them until it is relea
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import platform
 import time
@@ -19,7 +18,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from secrets import token_hex
 
-import msgspec
 from blake3 import blake3
 
 from cellburst_protocol.errors import CellburstError, ErrorCode, error, from_info
@@ -35,28 +33,22 @@ from cellburst_protocol.images import (
 
 from .image_check import check_recipe
 from .image_config import ImageConfig, after
+from .image_downloads import Downloads
 from .image_logs import Log, LogFiles
+from .image_manifest import Damage
+from .image_records import ImageRecord, ImageRecords
+from .image_room import Room
 from .image_root import mount_root
 from .image_sandbox import BuildMachine
 from .image_secrets import BuildSecrets
 from .image_step_base import StepMachine
 from .image_steps import StepRunner
-from .image_store import MAX_CACHE_BYTES, HeldLayer, ImageStore, LayerMeta
+from .image_store import HeldLayer, ImageStore, LayerMeta
+from .image_verify import Verified, most_overdue, verify
 from .mounts import unmount_below
 from .tools import find_uv
 
 Files = Callable[[str], Path | Awaitable[Path]]
-
-
-class ImageRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One image of the store, for `cellburst image ls`. Times are Unix seconds; `size_bytes` counts shared layers too."""
-
-    id: str
-    steps: list[str]
-    layers: list[str]
-    built_unix_seconds: float
-    used_unix_seconds: float = 0.0
-    size_bytes: int = 0
 
 
 @dataclass
@@ -116,13 +108,16 @@ class _Chain:
             layer.lock.release()
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Job:
-    """What all steps of one build have: its own mark for steps that are forced, local files, secrets."""
+    """What all steps of one build have: its own mark for steps that are forced, local files, secrets, the keys of all its layers;
+    `made` counts the layers it made."""
 
     nonce: str
     files: Files
     secrets: BuildSecrets
+    keys: frozenset[str]
+    made: int = 0
 
 
 @dataclass
@@ -138,8 +133,8 @@ class _Progress:
 class ImageBuilder:
     """Builds the images of one machine. All coroutines; several builds may run at once, also in several processes.
 
-    `folder` is the store (DATA/images). `uv` is uv's program. `keep` names layers (by key) that snapshots stand on: a build
-    evicts none of them.
+    `folder` is the store (DATA/images). `uv` is uv's program. `max_cache_bytes` as in `image_room.Room`. `keep` names layers (by
+    key) that snapshots stand on: a build evicts none of them.
     """
 
     def __init__(
@@ -149,21 +144,16 @@ class ImageBuilder:
         *,
         uv: str = "",
         uv_cache: Path | None = None,
-        max_cache_bytes: int = MAX_CACHE_BYTES,
+        max_cache_bytes: int | None = None,
         keep: Callable[[], Collection[str]] = frozenset,
     ) -> None:
         self._keep = keep
-        self.store = ImageStore(folder, machine.remover)
-        self.max_cache_bytes = max_cache_bytes
-        self._folder = folder
-        self._steps = StepMachine(
-            build=machine,
-            uv=uv or find_uv(),
-            uv_cache=uv_cache or folder.parent / "uv-cache",
-            pythons=folder / "pythons",
-            pickle_folder=_pickle_folder(),
-        )
-        (folder / "images").mkdir(exist_ok=True)
+        uv = uv or find_uv()
+        self.downloads = Downloads(uv_cache or folder.parent / "uv-cache", folder / "pythons", uv)
+        self.store = ImageStore(folder, machine.remover, self._forget_damaged)
+        self.room = Room(self.store, self.downloads, max_cache_bytes, machine.disk_reserve_bytes)
+        self._steps = StepMachine(build=machine, uv=uv, downloads=self.downloads, pickle_folder=_pickle_folder())
+        self._records = ImageRecords(folder / "images")
         self._logs = LogFiles(folder / "logs")
 
     async def build(
@@ -183,9 +173,9 @@ class ImageBuilder:
             )  # fmt: skip
         check_recipe(recipe, architecture)
         given = secrets or BuildSecrets()
-        job = _Job(token_hex(8), files, given)
-        steps: list[AnyStep] = [*recipe.steps, *recipe.adds]
-        keys = layer_keys(steps, architecture=architecture, nonce=job.nonce, versions=given.versions)
+        nonce, steps = token_hex(8), [*recipe.steps, *recipe.adds]
+        keys = layer_keys(steps, architecture=architecture, nonce=nonce, versions=given.versions)
+        job = _Job(nonce, files, given, frozenset(keys))
         await self.store.remove_dead_drafts()
         chain = _Chain(self.store)
         with self._logs.begin(keys[-1], log) as written:
@@ -203,8 +193,9 @@ class ImageBuilder:
                     raise hidden from None
                 raise
         image = self._image(chain, keys, len(recipe.steps))
-        self._note(image, [describe(step) for step in steps])
-        await self.store.prune(max_bytes=self.max_cache_bytes, keep=await asyncio.to_thread(self._keep))
+        told = [describe(step) for step in steps]
+        self._records.note(ImageRecord(id=image.id, steps=told, layers=image.keys, built_unix_seconds=time.time()))
+        await self.room.keep_to_bound(await asyncio.to_thread(self._keep), downloaded=job.made > 0)
         return image
 
     async def _build_chain(
@@ -252,7 +243,9 @@ class ImageBuilder:
                 if found is None:
                     progress.log(title)
                     started = progress.clock()
+                    await self.room.before_layer(job.keys | {*await asyncio.to_thread(self._keep)})
                     await self._make(chain, step, key, job, progress.log)
+                    job.made += 1
                     progress.log(f"{title}: done in {progress.clock() - started:.1f} s")
                     found = await self.store.hold(key, chain.parent)
                     if found is None:
@@ -265,7 +258,8 @@ class ImageBuilder:
 
     async def _make(self, chain: _Chain, step: AnyStep, key: str, job: _Job, log: Log) -> None:
         parent = chain.parent
-        async with self._other_image(step, job, log) as other, self.store.draft() as draft:
+        async with self._other_image(step, job, log) as other, self.store.draft() as made:
+            draft = replace(made, hiding=job.secrets.stream)
             runner = StepRunner(self._steps, draft, chain.lowers(), chain.config, job.files, log, secrets=job.secrets)
             if other is not None:
                 runner.other_root = draft.folder / "other"
@@ -330,52 +324,34 @@ class ImageBuilder:
             taken.append(found)
         return replace(image, held=taken)
 
-    def _note(self, image: BuiltImage, steps: list[str]) -> None:
-        record = ImageRecord(id=image.id, steps=steps, layers=image.keys, built_unix_seconds=time.time())
-        path = self._folder / "images" / f"{image.id}.json"
-        if path.exists():
-            os.utime(path)
-            return
-        draft = path.with_suffix(f".{token_hex(4)}.part")
-        draft.write_bytes(msgspec.json.encode(record))
-        draft.replace(path)
-
     def ls(self) -> list[ImageRecord]:
         """The images whose layers are all here, last used first."""
-        sizes = {meta.key: meta.size_bytes for meta, _ in self.store.list_layers()}
-        found: list[ImageRecord] = []
-        for path in (self._folder / "images").glob("*.json"):
-            with contextlib.suppress(OSError, msgspec.MsgspecError):
-                record = msgspec.json.decode(path.read_bytes(), type=ImageRecord)
-                if all(key in sizes for key in record.layers):
-                    record.used_unix_seconds = path.stat().st_mtime
-                    record.size_bytes = sum(sizes[key] for key in set(record.layers))
-                    found.append(record)
-        return sorted(found, key=lambda record: -record.used_unix_seconds)
+        return self._records.whole(self._sizes())
+
+    def _sizes(self) -> dict[str, int]:
+        return {meta.key: meta.size_bytes for meta, _ in self.store.list_layers()}
 
     async def prune(self, *, max_bytes: int = 0, keep: Collection[str] = ()) -> int:
-        """Delete unused layers, least recently used first, until at most `max_bytes` are left; those named in `keep`
-        (keys of layers) stay. Returns the bytes freed."""
+        """Delete unused layers, least recently used first, and downloads, the oldest first, until at most `max_bytes` are left;
+        layers named in `keep` (by key) stay. Returns the bytes freed."""
         await self.store.remove_dead_drafts()
-        deleted = await self.store.prune(max_bytes=max_bytes, keep=keep)
-        here = {meta.key for meta, _ in self.store.list_layers()}
-        for path in (self._folder / "images").glob("*.json"):
-            with contextlib.suppress(OSError, msgspec.MsgspecError):
-                if not set(msgspec.json.decode(path.read_bytes(), type=ImageRecord).layers) <= here:
-                    path.unlink()
-        return sum(meta.size_bytes for meta in deleted)
+        freed = await self.room.prune(max_bytes, keep)
+        self._records.forget_others(self._sizes())
+        return freed
 
-    async def verify(self) -> dict[str, list[str]]:
-        """Read every byte of every layer; those that are damaged, with what is wrong. They are put aside, so that the next
-        build that needs one makes it anew."""
-        found: dict[str, list[str]] = {}
-        for meta, _ in self.store.list_layers():
-            problems = await asyncio.to_thread(self.store.damage, meta, deep=True)
-            if problems:
-                found[meta.key] = problems
-                with await self.store.building(meta.key):
-                    self.store.put_aside(meta.key)
-        return found
+    async def verify(self) -> Verified:
+        """Read every byte of every layer. Damaged ones are put aside, so that the next build that needs one makes it anew. Raises
+        OSError."""
+        return await verify(self.store, [meta for meta, _ in await asyncio.to_thread(self.store.list_layers)])
+
+    async def verify_next(self, *, every_seconds: float) -> Verified:
+        """The same of one layer, slowly: the one that was compared longest ago, if that is `every_seconds` ago."""
+        due = await asyncio.to_thread(most_overdue, self.store, time.time(), every_seconds)
+        return await verify(self.store, [due] if due is not None else [], slow=True)
+
+    async def _forget_damaged(self, damage: Damage) -> None:
+        """What is damaged in a layer is damaged in uv's cache too where both are one file: it is fetched again."""
+        await self.downloads.forget(damage.shared)
 
     def logs(self, image: str) -> str:
         """See `image_logs.LogFiles.read`."""

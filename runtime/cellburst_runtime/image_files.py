@@ -27,11 +27,16 @@ _COPY_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Ownership:
-    """Who copied files belong to, and their mode where one is given."""
+    """Who copied files belong to, and their mode where one is given. `keeps`: to whom they belong in the image they come from."""
 
     uid: int = 0
     gid: int = 0
     mode: int | None = None
+    keeps: bool = False
+
+    def of(self, status: os.stat_result) -> tuple[int, int]:
+        """(uid, gid) of the copy of a file in another image."""
+        return (status.st_uid, status.st_gid) if self.keeps else (self.uid, self.gid)
 
 
 def in_root(root: Path, path: str, *, follow_last: bool = True) -> Path:
@@ -143,14 +148,17 @@ def _put_member(root: Path, archive: tarfile.TarFile, member: tarfile.TarInfo, p
     _remove(target)
     if member.issym():
         target.symlink_to(member.linkname)
-    else:
-        source = archive.extractfile(member)
-        assert source is not None
-        with source, open(target, "xb") as file:
-            shutil.copyfileobj(source, file, _COPY_BYTES)
-        target.chmod(owner.mode if owner.mode is not None else member.mode & 0o777)
-        os.utime(target, (member.mtime, member.mtime))
-    os.chown(target, owner.uid, owner.gid, follow_symlinks=False)
+        os.chown(target, owner.uid, owner.gid, follow_symlinks=False)
+        return
+    source = archive.extractfile(member)
+    assert source is not None
+    with source, open(target, "xb") as file:
+        shutil.copyfileobj(source, file, _COPY_BYTES)
+    os.chown(target, owner.uid, owner.gid)
+    target.chmod(
+        owner.mode if owner.mode is not None else member.mode & 0o777
+    )  # after chown, which takes set-uid bits off
+    os.utime(target, (member.mtime, member.mtime))
 
 
 def _remove(target: Path) -> None:
@@ -204,10 +212,12 @@ def _copy_tree(source: Path, root: Path, destination: str, owner: Ownership) -> 
     for entry in sorted(os.scandir(source), key=lambda e: e.name):
         place = posixpath.join(destination, entry.name)
         if entry.is_dir(follow_symlinks=False):
-            is_new = not in_root(root, place).exists()
+            is_new, status = not in_root(root, place).exists(), entry.stat(follow_symlinks=False)
             made = make_folder(root, place, owner)
+            if is_new:
+                os.chown(made, *owner.of(status))
             if is_new and owner.mode is None:
-                made.chmod(entry.stat().st_mode & 0o7777)
+                made.chmod(status.st_mode & 0o7777)
             count += _copy_tree(Path(entry.path), root, place, owner)
         else:
             count += _copy_one(Path(entry.path), root, place, owner)
@@ -223,14 +233,15 @@ def _copy_one(source: Path, root: Path, place: str, owner: Ownership) -> int:
     if stat.S_ISLNK(status.st_mode):
         _remove(target)
         target.symlink_to(source.readlink())
+        os.chown(target, *owner.of(status), follow_symlinks=False)
     elif stat.S_ISREG(status.st_mode):
         _remove(target)
         shutil.copyfile(source, target)
+        os.chown(target, *owner.of(status))
         target.chmod(owner.mode if owner.mode is not None else status.st_mode & 0o7777)
         os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
     else:
         return 0  # a device, pipe or socket
-    os.chown(target, owner.uid, owner.gid, follow_symlinks=False)
     return 1
 
 
@@ -264,8 +275,9 @@ def _settle(link: Path, name: str, stores: list[Path]) -> None:
 
 
 def ownership(root: Path, owner: str, mode: str) -> Ownership:
-    """From "USER[:GROUP]" (names of the image, or numbers) and an octal mode; empty ones are root's and the files' own."""
-    uid, gid = find_user(root, owner)[:2]
+    """From "USER[:GROUP]" (names of the image, or numbers) and an octal mode; empty ones are root's and the files' own. A number
+    alone is the group's too (Dockerfile reference, "COPY --chown")."""
+    uid, gid = find_user(root, f"{owner}:{owner}" if owner.isdigit() else owner)[:2]
     try:
         return Ownership(uid, gid, int(mode, 8) & 0o7777 if mode else None)
     except ValueError:

@@ -1,7 +1,7 @@
 """A Python for an image that has none of the wanted version: one of this machine's, copied to /usr/local.
 
-In order: those that uv manages (they need nothing of a system), others that uv or pyenv has (they need the system's
-libraries, so each is tried in the image), and one that uv downloads. What the interpreter's user installed into it stays
+In order: those that uv manages (they need nothing of a system), others that uv or pyenv has and the worker's own (they need the
+system's libraries, so each is tried in the image), and one that uv downloads. What the interpreter's user installed into it stays
 behind.
 """
 
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
+import sys
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,33 +57,49 @@ class PythonPlaces:
 
 
 async def candidates(
-    places: PythonPlaces, version: str, log: Callable[[str], None]
+    places: PythonPlaces, version: str, log: Callable[[str], None], *, least: str = ""
 ) -> AsyncGenerator[FoundPython, None]:
-    """Interpreters of the version, the best to copy first. The download is only begun when all others were passed over."""
+    """Interpreters of the version ("3.12"), the best to copy first, none before `least` ("3.12.3"). The download is only begun
+    when all others were passed over."""
+    wanted = _request(version, least)
     seen: set[str] = set()
-    for program in [*await _uv_found(places, version), *_pyenv_found(version)]:
+    for program in [*await _uv_found(places, wanted), *_pyenv_found(version), f"{sys.base_prefix}/bin/python{version}"]:
         python = await _ask(program)
-        if python is not None and python.prefix not in seen and python.prefix not in ("/usr", "/"):
-            seen.add(python.prefix)
+        if python is None or python.prefix in seen or python.prefix in ("/usr", "/"):
+            continue
+        seen.add(python.prefix)
+        if _numbers(python.version) >= _numbers(least):
             yield python
-    log(f"downloading Python {version}")
+        else:
+            log(f"the Python {python.version} at {python.prefix} is before {least}")
+    log(f"downloading Python {f'{least} or later' if least else version}")
     places.downloads.mkdir(parents=True, exist_ok=True)
-    install = ["python", "install", "--no-bin", "--install-dir", str(places.downloads), version]
+    install = ["python", "install", "--no-bin", "--install-dir", str(places.downloads), wanted]
     result = await run_command([places.uv, *install], seconds=_DOWNLOAD_SECONDS)
     if not result.ok:
         log(f"uv: {result.reason()}")
         return
     for folder in sorted(places.downloads.glob(f"cpython-{version}*"), reverse=True):
         python = await _ask(str(folder / "bin" / f"python{version}"))
-        if python is not None and python.prefix not in seen:
+        if python is not None and python.prefix not in seen and _numbers(python.version) >= _numbers(least):
             seen.add(python.prefix)
             yield python
 
 
-async def _uv_found(places: PythonPlaces, version: str) -> list[str]:
+def _request(version: str, least: str) -> str:
+    """What uv is asked for."""
+    major, _, minor = version.partition(".")
+    return f">={least},<{major}.{int(minor) + 1}" if least else version
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
+
+
+async def _uv_found(places: PythonPlaces, wanted: str) -> list[str]:
     programs = []
     for which in ("--managed-python", "--no-managed-python"):
-        result = await run_command([places.uv, "python", "find", "--no-project", "--system", which, version])
+        result = await run_command([places.uv, "python", "find", "--no-project", "--system", which, wanted])
         if result.ok:
             programs.append(result.output.strip())
     return programs
@@ -89,7 +107,8 @@ async def _uv_found(places: PythonPlaces, version: str) -> list[str]:
 
 def _pyenv_found(version: str) -> list[str]:
     root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
-    return [str(path) for path in sorted(root.glob(f"versions/{version}.*/bin/python{version}"), reverse=True)]
+    found = root.glob(f"versions/{version}.*/bin/python{version}")
+    return [str(path) for path in sorted(found, key=lambda path: _numbers(path.parts[-3]), reverse=True)]
 
 
 async def _ask(program: str) -> FoundPython | None:

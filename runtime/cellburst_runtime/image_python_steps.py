@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from cellburst_protocol.errors import ErrorCode, error
-from cellburst_protocol.images import SUITE_PYTHON, PipInstall, RunFunction, UvSync
+from cellburst_protocol.images import SUITE_PYTHON, SUITE_PYTHON_PATCH, PipInstall, RunFunction, UvSync
 
 from .engine import Mount
 from .image_config import DEFAULT_PATH, ImageConfig
@@ -58,11 +58,12 @@ class PythonSteps(StepBase):
         )
         return config
 
-    async def add_python(self, config: ImageConfig, version: str) -> ImageConfig:
-        """A Python of this machine's, the first that runs in the image. Raises RequestError when there is none."""
-        places = PythonPlaces(self.machine.uv, self.machine.pythons)
-        prefix = self.draft.root / PREFIX.lstrip("/")
-        async with aclosing(candidates(places, version, self.log)) as found_here:
+    async def add_python(self, config: ImageConfig, version: str, least: str = "") -> ImageConfig:
+        """A Python of this machine's, the first that runs in the image; none before `least`. Raises RequestError when there is
+        none."""
+        downloads, prefix = self.machine.downloads, self.draft.root / PREFIX.lstrip("/")
+        places = PythonPlaces(self.machine.uv, downloads.pythons)
+        async with downloads.used(), aclosing(candidates(places, version, self.log, least=least)) as found_here:
             async for python in found_here:
                 await asyncio.to_thread(copy_python, python, self.draft.root)
                 # Some have their library apart, which the linker only finds in /usr/local by its cache.
@@ -78,9 +79,11 @@ class PythonSteps(StepBase):
                 for name in (f"bin/python{version}", "bin/python3", "bin/python"):
                     (prefix / name).unlink(missing_ok=True)
                 shutil.rmtree(prefix / "lib" / f"python{version}")
-        suite = next((f"; Debian {s} has it" for s, v in SUITE_PYTHON.items() if v == version), "")
+        suites = {s: f"{v}.{SUITE_PYTHON_PATCH[s]}" for s, v in SUITE_PYTHON.items() if v == version}
+        suite = "".join(f"; Debian {s} has {has}" for s, has in suites.items())
+        what = f"{least} or a later {version}" if least else version
         raise error(
-            ErrorCode.BAD_ARGUMENT, f"there is no Python {version} for this image on the worker's machine{suite}",
+            ErrorCode.BAD_ARGUMENT, f"there is no Python {what} for this image on the worker's machine{suite}",
             next=f"install one there with `uv python install {version}`, or ask for another version",
         )  # fmt: skip
 
@@ -156,6 +159,10 @@ class PythonSteps(StepBase):
 
         Packages come as links into the cache, which the host then replaces by the files (`settle_links`).
         """
+        async with self.machine.downloads.used():
+            await self._uv_on_cache(words, shown, mounts, plain=plain)
+
+    async def _uv_on_cache(self, words: list[str], shown: str, mounts: Sequence[Mount], *, plain: bool) -> None:
         base = self.request()
         place, scratch = f"{PLACE}/cache", self.draft.folder / "tmp"
         scratch.mkdir(exist_ok=True)
@@ -164,10 +171,9 @@ class PythonSteps(StepBase):
             "UV_COMPILE_BYTECODE": "0", "UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1", "NO_COLOR": "1",
             "TMPDIR": f"{PLACE}/tmp",  # its locks and unpacked files are no part of the image  # noqa: S108
         }  # fmt: skip
-        self.machine.uv_cache.mkdir(parents=True, exist_ok=True)
         own = [Mount(f"{PLACE}/uv", self.machine.uv), Mount(f"{PLACE}/tmp", str(scratch), read_only=False)]  # noqa: S108
         tools = [*own, *base.mounts, *self.machine.source.mounts, *mounts]
-        cache = self.machine.uv_cache if self.config.clean and plain else await self._private_cache()
+        cache = self.machine.downloads.cache if self.config.clean and plain else await self._private_cache()
         program = replace(
             base, arguments=[f"{PLACE}/uv", *words], environment={**environment, "UV_NO_BUILD": "1"}, folder="/",
             mounts=(Mount(place, str(cache), read_only=False), *tools),
@@ -183,7 +189,7 @@ class PythonSteps(StepBase):
             cache = await self._private_cache()
             mounted = (Mount(place, str(cache), read_only=False), *tools)
             await self.program(replace(program, environment=environment, mounts=mounted), shown)
-        shared = self.machine.uv_cache
+        shared = self.machine.downloads.cache
         stores = [shared] if cache == shared else [self._private / "upper", shared]
         await asyncio.to_thread(settle_links, self.draft.upper, place, stores)
 
@@ -197,7 +203,7 @@ class PythonSteps(StepBase):
         if not folder.exists():
             for name in ("upper", "work", "root"):
                 (folder / name).mkdir(parents=True)
-            await mount_root(folder / "root", [self.machine.uv_cache], folder / "upper", folder / "work")
+            await mount_root(folder / "root", [self.machine.downloads.cache], folder / "upper", folder / "work")
         return folder / "root"
 
     async def function(self, step: RunFunction) -> None:

@@ -9,6 +9,7 @@ watch ends it before it fills the disk.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import json
 import os
@@ -27,6 +28,7 @@ from .engine import Mount
 from .engine_base import finish
 from .engine_gvisor import GvisorSettings
 from .engine_gvisor import NetworkMaker as NetworkMaker
+from .image_secrets import Hider
 from .image_store import Draft
 from .oci import HOST_TASKS_FIXED, HOST_TASKS_PER_PROCESS, MIB, OPEN_FILES
 from .proc import process_stat
@@ -186,7 +188,9 @@ async def _attend(
     draft.record.save(draft.folder)
     tail: deque[str] = deque(maxlen=TAIL_LINES)
     assert process.stdout is not None
-    reading = asyncio.create_task(_read_lines(process.stdout, tail, log))
+    reading = asyncio.create_task(
+        _read_lines(process.stdout, tail, log, draft.hiding() if draft.hiding is not None else None)
+    )
     watching = asyncio.create_task(_watch(machine, draft, group))
     waiting = asyncio.create_task(process.wait())
     try:
@@ -222,25 +226,48 @@ async def _end(
         transport.close()
 
 
-async def _read_lines(stream: asyncio.StreamReader, tail: deque[str], log: Callable[[str], None]) -> None:
-    """Give each line to the log and keep the last ones. A carriage return ends a line too: progress bars end in it."""
-    rest, total = b"", 0
+async def _read_lines(
+    stream: asyncio.StreamReader, tail: deque[str], log: Callable[[str], None], hider: Hider | None = None
+) -> None:
+    """Give each line to the log and keep the last ones. A carriage return ends a line too: progress bars end in it.
 
-    def emit(line: bytes) -> None:
-        text = line[:LINE_BYTES].decode(errors="replace").rstrip()
+    Values of secrets are hidden before lines are made of it: a line that is cut shows no part of one.
+    """
+    clock = asyncio.get_running_loop().time
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    rest, total = "", 0
+
+    def emit(line: str) -> None:
+        text = line.encode(errors="replace")[:LINE_BYTES].decode(errors="ignore").rstrip()
         if text:
             tail.append(text)
             if total <= LOG_BYTES:
                 log(text)
 
-    while data := await stream.read(65_536):
-        if total <= LOG_BYTES < total + len(data):
-            log(f"(more than {LOG_BYTES >> 20} MiB of output: the rest is not shown)")
-        total += len(data)
-        *lines, rest = (rest + data.replace(b"\r", b"\n")).split(b"\n")
+    def take(text: str) -> None:
+        nonlocal rest
+        *lines, rest = (rest + text.replace("\r", "\n")).split("\n")
         rest = rest[:LINE_BYTES]
         for line in lines:
             emit(line)
+
+    while True:
+        try:
+            async with asyncio.timeout_at(hider.due_at if hider is not None else None):
+                data = await stream.read(65_536)
+        except TimeoutError:
+            assert hider is not None  # only that has a time
+            take(hider.due(clock()))
+            continue
+        if not data:
+            break
+        if total <= LOG_BYTES < total + len(data):
+            log(f"(more than {LOG_BYTES >> 20} MiB of output: the rest is not shown)")
+        total += len(data)
+        text = decoder.decode(data)
+        take(hider.write(text, clock()) if hider is not None else text)
+    end = decoder.decode(b"", final=True)
+    take(hider.write(end, clock()) + hider.settle() if hider is not None else end)
     emit(rest)
 
 

@@ -1,8 +1,9 @@
 """Secrets of a build's steps: in the environment of what a step starts, and nowhere else.
 
 They lie in memory (a tmpfs below the draft, gone with the step) and are read by the step's own first program, so that neither the
-sandbox's configuration nor its engine's state has them. A layer's key has the secret's name and version; what is printed
-passes `hide` before it is shown, kept or part of an error. What a command itself writes into the image is in the image.
+sandbox's configuration nor its engine's state has them. A layer's key has the secret's name and version; what a program prints
+passes `stream` before a line of it is cut, and all that is said of a build passes `hide`, before it is shown, kept or part of an
+error. What a command itself writes into the image is in the image.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -34,13 +36,33 @@ def _as_it_is(text: str) -> str:
     return text
 
 
+class Hider(Protocol):
+    """One program's output on its way to a log: each method gives what may be shown now, with values of secrets hidden, also
+    those that come in pieces. `now`: seconds of any clock that does not go back."""
+
+    def write(self, text: str, now: float) -> str:
+        """More text. Its end is held back where a value may begin in it."""
+
+    def due(self, now: float) -> str:
+        """What was held back for long enough, "" before `due_at`."""
+
+    def settle(self) -> str:
+        """What is held back: the output is over."""
+
+    @property
+    def due_at(self) -> float | None:
+        """When `due` should be called, None: never."""
+
+
 @dataclass(frozen=True)
 class BuildSecrets:
-    """What a build was given: values and version by the secret's name. `hide` takes every value out of a text."""
+    """What a build was given: values and version by the secret's name. `hide` takes every value out of a text; `stream` makes
+    what does so with the output of one program, None where there is no value."""
 
     values: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
     versions: Mapping[str, int] = field(default_factory=dict)
     hide: Callable[[str], str] = field(default=_as_it_is, repr=False)
+    stream: Callable[[], Hider] | None = field(default=None, repr=False)
 
     def environment(self, uses: Sequence[str]) -> dict[str, str]:
         """The variables of these secrets (`NAME` or `NAME:KEY`); the later one wins. Raises RequestError (NOT_FOUND)."""

@@ -15,6 +15,7 @@ from cellburst_protocol.images import FilePack
 
 from .engine import Mount
 from .image_config import ImageConfig
+from .image_downloads import Downloads
 from .image_files import check_pack, find_user, make_folder, unpack
 from .image_index import PLACE, PackageSource, certificates, package_source
 from .image_sandbox import BuildMachine, Outcome, Program, run_program
@@ -22,17 +23,17 @@ from .image_secrets import BuildSecrets, shown_in_memory
 from .image_store import Draft
 
 SECRETS = f"{PLACE}/secrets"  # where a step that has some sees them
+SHOWN_CHARACTERS = 200
 _FULL_BYTES = 1 << 20  # less than this free is a full disk
 
 
 @dataclass
 class StepMachine:
-    """What steps need beside the sandbox: uv's program, caches, and the folder that holds the package cloudpickle."""
+    """What steps need beside the sandbox: uv's program, its cache, and the folder that holds the package cloudpickle."""
 
     build: BuildMachine
     uv: str
-    uv_cache: Path
-    pythons: Path
+    downloads: Downloads
     pickle_folder: Path | None = None
     source: PackageSource = field(default_factory=package_source)
     certificates: PackageSource = field(default_factory=certificates)
@@ -105,4 +106,9 @@ class StepBase:
 
 
 def _one_line(text: str) -> str:
-    return re.sub(r"\s+", " ", text).strip()[:200]
+    """A command for a sentence; cut between words, or within one that is as long by itself. The error's detail has it whole."""
+    line = re.sub(r"\s+", " ", text).strip()
+    if len(line) <= SHOWN_CHARACTERS:
+        return line
+    cut = line[:SHOWN_CHARACTERS]
+    return f"{cut.rpartition(' ')[0] or cut} …"

@@ -25,6 +25,7 @@ from cellburst_protocol.images import (
     expand,
 )
 
+from .image_archive import place_archive
 from .image_base import make_debian, pull
 from .image_config import ImageConfig
 from .image_files import copy_between, make_folder, ownership, place_pack
@@ -69,7 +70,7 @@ class StepRunner(PythonSteps):
             case FromRegistry():
                 return await self.find_python(config)
             case AddPython():
-                return await self.add_python(config, step.python_version)
+                return await self.add_python(config, step.python_version, step.least)
             case AptInstall():
                 await self._apt(step)
             case PipInstall():
@@ -130,13 +131,16 @@ class StepRunner(PythonSteps):
         owner = ownership(self.draft.root, step.owner, step.mode)
         place = self._place(step.destination, step.scope)
         tar = await self.pack_file(step.pack)
+        if step.unpack:
+            await asyncio.to_thread(place_archive, self.draft.root, tar, place, owner=owner)
+            return
         if not step.single:
             make_folder(self.draft.root, place, owner)  # also for a pack without files: a Dockerfile's WORKDIR
         await asyncio.to_thread(place_pack, self.draft.root, tar, place, single=step.single, owner=owner)
 
     async def _copy_from(self, step: CopyFrom) -> None:
         assert self.other_root is not None
-        owner = ownership(self.draft.root, step.owner, step.mode)
+        owner = replace(ownership(self.draft.root, step.owner, step.mode), keeps=not step.owner)
         place = self._place(step.destination, step.scope)
         await asyncio.to_thread(copy_between, self.other_root, step.sources, self.draft.root, place, owner)
 

@@ -3,6 +3,7 @@
     IMAGES/layers/KEY/fs          the layer: an overlayfs upper folder (changes over the layers below, with whiteouts)
     IMAGES/layers/KEY/meta.json   LayerMeta; its time is when the layer was last used
     IMAGES/layers/KEY/manifest.json   what `fs` holds (image_manifest)
+    IMAGES/layers/KEY/verified    its time is when every byte was last compared with that; without it, when the layer was made
     IMAGES/drafts/ID/             a layer being made; ID.lock beside it is held by whoever makes it
     IMAGES/locks/KEY.build        held (exclusive) by the one process that makes the layer
     IMAGES/locks/KEY.use          held shared by every user of the layer, exclusive to delete it
@@ -21,7 +22,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,12 +36,11 @@ from .engine_base import finish
 from .file_lock import FileLock, lock, try_lock
 from .image_config import ImageConfig
 from .image_index import MOST_FOLDERS
-from .image_manifest import Manifest, differences, scan
+from .image_manifest import Damage, find_damage, scan
+from .image_secrets import Hider
 from .mounts import mounts_below
 from .record import ContainerRecord, load_record
 from .removal import Remover
-
-MAX_CACHE_BYTES = 50 << 30  # layers kept on disk unless configured otherwise
 
 
 class LayerMeta(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -59,7 +59,8 @@ class LayerMeta(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 @dataclass(frozen=True)
 class Draft:
-    """A layer being made. `upper` becomes the layer; `root` is where it is mounted over those below."""
+    """A layer being made. `upper` becomes the layer; `root` is where it is mounted over those below. `hiding` makes what
+    takes the values of its secrets out of a program's output."""
 
     id: str
     folder: Path
@@ -67,6 +68,7 @@ class Draft:
     work: Path
     root: Path
     record: ContainerRecord
+    hiding: Callable[[], Hider] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,12 @@ class HeldLayer:
 class ImageStore:
     """One store; any number of processes may use the same folder. Methods that are not coroutines block on the disk."""
 
-    def __init__(self, folder: Path, remover: Remover) -> None:
+    def __init__(
+        self, folder: Path, remover: Remover, on_damage: Callable[[Damage], Awaitable[None]] | None = None
+    ) -> None:
+        """`on_damage` is told what is wrong with a layer, before that is made again."""
         self.folder = folder
+        self._on_damage = on_damage
         self.layers = folder / "layers"
         self._drafts, self._locks = folder / "drafts", folder / "locks"
         self._remover = remover
@@ -96,7 +102,8 @@ class ImageStore:
         return await lock(self._locks / f"{key}.build", waiting=waiting)
 
     async def hold(self, key: str, parent: LayerMeta | None) -> HeldLayer | None:
-        """The layer if it is here, whole and made over this very parent; else None. A damaged one is put aside first."""
+        """The layer if it is here, whole and made over this very parent; else None. Bytes are not read here, which would take as
+        long as copying the layer: `image_verify` does, from time to time."""
         meta_file = self.layers / key / "meta.json"
         if not meta_file.exists():
             return None
@@ -105,8 +112,9 @@ class ImageStore:
             meta = self._load(key)
             if meta is not None and meta.parent_instance == (parent.instance if parent else ""):
                 if self._checked.get(key) != meta.instance:
-                    if await asyncio.to_thread(self.damage, meta, deep=False):
+                    if damage := await asyncio.to_thread(self.damage, meta, deep=False):
                         meta = None
+                        await self.damaged(damage)
                     else:
                         self._checked[key] = meta.instance
                 if meta is not None:
@@ -131,16 +139,14 @@ class ImageStore:
             return None
         return HeldLayer(now, self.layers / meta.key / "fs", taken)
 
-    def damage(self, meta: LayerMeta, *, deep: bool) -> list[str]:
-        """What is wrong with a layer's files, up to five lines; `deep` reads every byte."""
-        folder = self.layers / meta.key
-        try:
-            data = (folder / "manifest.json").read_bytes()
-            if blake3(data).hexdigest() != meta.manifest_hash:
-                return ["its list of files was changed"]
-            return differences(folder / "fs", msgspec.json.decode(data, type=Manifest), deep=deep)
-        except (OSError, msgspec.MsgspecError) as problem:
-            return [str(problem)]
+    async def damaged(self, damage: Damage) -> None:
+        """Tell whoever keeps copies of a layer's files what is wrong with them."""
+        if self._on_damage is not None:
+            await self._on_damage(damage)
+
+    def damage(self, meta: LayerMeta, *, deep: bool) -> Damage:
+        """What is wrong with a layer's files; `deep` reads every byte."""
+        return find_damage(self.layers / meta.key, meta.manifest_hash, deep=deep)
 
     def list_layers(self) -> list[tuple[LayerMeta, float]]:
         """Every layer with the time (Unix seconds) of its last use, oldest use first."""
@@ -194,6 +200,27 @@ class ImageStore:
         _sync_folder(self.layers)
         self._checked[meta.key] = meta.instance
         return meta
+
+    def verified_at(self, meta: LayerMeta) -> float:
+        """When (Unix seconds) every byte of the layer was last compared; when it was made, if never since."""
+        try:
+            return (self.layers / meta.key / "verified").stat().st_mtime
+        except OSError:
+            return meta.made_unix_seconds
+
+    def verified(self, meta: LayerMeta) -> None:
+        """Every byte was compared now."""
+        with contextlib.suppress(OSError):  # deleted meanwhile
+            (self.layers / meta.key / "verified").touch()
+
+    async def drop(self, meta: LayerMeta) -> bool:
+        """Put this very layer aside, unless it was deleted or made anew meanwhile. Whether it was."""
+        with await self.building(meta.key):
+            now = self._load(meta.key)
+            if now is None or now.instance != meta.instance:
+                return False
+            await asyncio.to_thread(self.put_aside, meta.key)
+            return True
 
     def put_aside(self, key: str) -> None:
         """Take a layer's name away: it is damaged, or of another parent. Containers that use it keep its files until the
@@ -268,11 +295,16 @@ class ImageStore:
                     shutil.rmtree(folder, ignore_errors=True)  # another process may be at it too
 
     def _load(self, key: str) -> LayerMeta | None:
-        try:
-            meta = msgspec.json.decode((self.layers / key / "meta.json").read_bytes(), type=LayerMeta)
-        except (OSError, msgspec.MsgspecError):
-            return None
-        return meta if meta.key == key else None
+        return load_meta(self.layers, key)
+
+
+def load_meta(layers: Path, key: str) -> LayerMeta | None:
+    """What a layer says of itself; None where there is no such layer."""
+    try:
+        meta = msgspec.json.decode((layers / key / "meta.json").read_bytes(), type=LayerMeta)
+    except (OSError, msgspec.MsgspecError):
+        return None
+    return meta if meta.key == key else None
 
 
 def _scaffold(folder: Path) -> Path:

@@ -4,7 +4,7 @@
     DATA/snapshots/sessions/ID/      names/       values, a file each          seal.json      (see `snapshot_seal`)
                                      store.img    what the session wrote
     DATA/snapshots/drafts/           being made; locked by the process that makes it, so what is unlocked is garbage
-    DATA/snapshots/failures.json     how often restoring a template failed in a row, by key
+    DATA/snapshots/failures.json     what failed to be restored (see `snapshot_failures`)
     DATA/snapshot-key                the key of the seals (0600)
 
 A snapshot is made as a draft, sealed, and put in its place by one rename: it is there whole or not at all. One worker
@@ -29,18 +29,18 @@ from cellburst_protocol.errors import CellburstError, ErrorCode, error
 from cellburst_protocol.messages import SnapshotUsage
 
 from .live_files import changed
+from .snapshot_failures import Failures
 from .snapshot_manifest import CHECKPOINT, MANIFEST, NAMES, STORE, LiveFile, Manifest, SnapshotKind, SnapshotUnusable
 from .snapshot_seal import ImageHash, check_contents, check_sizes, flush_folder, image_blocks, load_key, load_seal, seal
 
 __all__ = ["Draft", "LiveFile", "Manifest", "SnapshotKind", "SnapshotStore", "SnapshotUnusable"]
 
-FAILURES_PER_KEY = 3  # in a row: the next start of this key would most likely only lose time
 DISK_RESERVE_BYTES = 256 << 20  # never taken: the record, the logs and other programs need some
 DEFAULT_LIMIT_SHARE = 0.5  # of what the disk has left, where nothing is configured
 READ_AGAIN_SECONDS = (
     600.0  # a template's bytes are compared with its seal that often; they are cached by the kernel meanwhile
 )
-DEFAULT_LIMIT_BYTES = 100 << 30
+DEFAULT_LIMIT_BYTES = 50 << 30
 _FOLDERS: dict[SnapshotKind, str] = {"template": "templates", "session": "sessions"}
 _DRAFTS, _FAILURES, _LOCK = "drafts", "failures.json", ".lock"
 
@@ -109,6 +109,7 @@ class SnapshotStore:
             Path, tuple[float, tuple[object, ...]]
         ] = {}  # -> when its files were read, and which they were
         self._known: dict[Path, tuple[int, Manifest]] = {}  # -> the inode of its file, which is never written twice
+        self.failures = Failures(folder / _FAILURES)
         self.limit_bytes = 0
         if limit_bytes is None:
             used = sum(found.size_bytes for kind in _FOLDERS for found in self._all(kind))
@@ -117,12 +118,12 @@ class SnapshotStore:
         self.limit_bytes = limit_bytes
 
     def template(self, key: str) -> Manifest | None:
-        """The template of this key; None where there is none, or restoring it failed 3 times in a row."""
+        """The template of this key; None where there is none, or restoring it failed too often."""
         return self._load("template", key) if key and not self.disabled(key) else None
 
     def disabled(self, key: str) -> bool:
-        """Whether restoring templates of this key failed 3 times in a row: another one is not worth making."""
-        return self._failures().get(key, 0) >= FAILURES_PER_KEY
+        """Whether restoring templates of this key failed too often: another one is not worth making."""
+        return self.failures.too_many("template", key)
 
     def parked(self, parked_id: str) -> Manifest | None:
         """The parked session of this id; None where there is none, or nothing of it can be read."""
@@ -148,6 +149,11 @@ class SnapshotStore:
         """The engine's image, for `PreparedContainer.start`; None where only names were kept."""
         folder = self.path(manifest) / CHECKPOINT
         return folder if folder.is_dir() else None
+
+    def checkpoint_bytes(self, manifest: Manifest) -> int:
+        """How much memory its processes held, about: what the engine's image takes on disk."""
+        folder = self.checkpoint(manifest)
+        return _size_on_disk(folder) if folder is not None else 0
 
     def draft(self, kind: SnapshotKind, snapshot_id: str, expected_bytes: int, *, spare: bool = False) -> Draft:
         """Begin a snapshot of about so many bytes.
@@ -229,22 +235,12 @@ class SnapshotStore:
         copy.unlink()
         raise SnapshotUnusable(f"its file {STORE} is damaged")
 
-    def failed(self, key: str) -> None:
-        """Restoring the template of this key failed. Its third failure in a row disables the key."""
-        with self.lock:
-            failures = self._failures()
-            failures[key] = failures.get(key, 0) + 1
-            self._save_failures(failures)
-
-    def succeeded(self, key: str) -> None:
+    def used(self, key: str) -> None:
         """The template of this key was restored: forget its failures, and that it is used now."""
-        with self.lock:
-            failures = self._failures()
-            if failures.pop(key, 0):
-                self._save_failures(failures)
-            now = time.time_ns()
-            with contextlib.suppress(FileNotFoundError):
-                os.utime(self._place("template", key), ns=(now, now))
+        self.failures.succeeded("template", key)
+        now = time.time_ns()
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self._place("template", key), ns=(now, now))
 
     def remove(self, kind: SnapshotKind, snapshot_id: str) -> None:
         """Remove one; nothing happens if it is not there."""
@@ -336,18 +332,6 @@ class SnapshotStore:
             return self.path(template).stat().st_mtime_ns
         except FileNotFoundError:
             return 0
-
-    def _failures(self) -> dict[str, int]:
-        try:
-            return msgspec.json.decode((self.folder / _FAILURES).read_bytes(), type=dict[str, int])
-        except (OSError, msgspec.MsgspecError):
-            return {}
-
-    def _save_failures(self, failures: dict[str, int]) -> None:
-        draft = self.folder / f"{_FAILURES}.new"
-        with contextlib.suppress(OSError):  # on a full disk the count is lost, not the start
-            draft.write_bytes(msgspec.json.encode(failures))
-            draft.replace(self.folder / _FAILURES)
 
 
 def _locked(path: Path, *, make: bool = True) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 import traceback
@@ -16,7 +17,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from cellburst_protocol.errors import CellburstError, ErrorCode, error
-from cellburst_protocol.messages import ImageList, ImageLogs, ImagesPruned, ListImages, Logs, PruneImages
+from cellburst_protocol.messages import (
+    ImageList,
+    ImageLogs,
+    ImagesPruned,
+    ImagesVerified,
+    ListImages,
+    Logs,
+    PruneImages,
+    VerifyImages,
+)
 from cellburst_protocol.peer import Peer
 from cellburst_protocol.resources import parse_memory_mib
 
@@ -28,13 +38,14 @@ if TYPE_CHECKING:
     from .image import Image
 
 PRUNE_SECONDS = 660.0  # the gateway waits 600 s for its workers
+VERIFY_SECONDS = 7260.0  # the gateway waits 7200 s
 SHOWN_STEPS = 3
 ID_CHARACTERS = 12
 
 
 @click.group()
 def image() -> None:
-    """Images that the workers have built: list, build, logs, prune."""
+    """Images that the workers have built: list, build, logs, prune, verify."""
 
 
 @image.command("ls")
@@ -71,11 +82,12 @@ def list_images(as_json: bool) -> None:
 
 @image.command()
 @click.option(
-    "--max", "size", default="", metavar="SIZE", help="What each worker may keep: 20GiB. Default: nothing unused."
+    "--max", "size", default="", metavar="SIZE", help="What each worker may keep: 20GiB. Default: 0, nothing unused."
 )
 @shows_errors
 def prune(size: str) -> None:
-    """Delete layers that nothing uses, least recently used first. What runs or is parked keeps its layers."""
+    """Delete layers that nothing uses, least recently used first, and downloads kept for builds. What runs or is parked keeps its
+    layers."""
     max_bytes = _size_bytes(size) if size else 0
 
     async def question(peer: Peer) -> ImagesPruned:
@@ -86,6 +98,42 @@ def prune(size: str) -> None:
     with err.status("deleting layers…"):
         answer = ask(question)
     out.print(f"freed {size_text(answer.freed_bytes)}; {size_text(answer.left_bytes)} are left")
+
+
+@image.command()
+@click.option("--worker", default="", help="On which worker; `cellburst status` lists them. Default: all.")
+@shows_errors
+def verify(worker: str) -> None:
+    """Read every layer to its last byte. A damaged one is put aside: the next build that needs it makes it anew. Exit code 1
+    when one was found."""
+
+    async def question(peer: Peer) -> ImagesVerified:
+        answer = await peer.request(VerifyImages(worker=worker), timeout_seconds=VERIFY_SECONDS)
+        assert isinstance(answer, ImagesVerified)
+        return answer
+
+    with err.status("reading layers…"):
+        answer = ask(question)
+    for layer in answer.damaged:
+        out.print(
+            f"damaged: {layer.step} ({layer.id[:ID_CHARACTERS]}, {size_text(layer.size_bytes)}) on {layer.worker}",
+            markup=False,
+            soft_wrap=True,
+        )
+        for problem in layer.problems:
+            out.print(f"  {problem}", markup=False, soft_wrap=True)
+        if layer.used_by:
+            out.print(f"  still shown to {', '.join(layer.used_by)}, until those end", markup=False, soft_wrap=True)
+    layers = "1 layer" if answer.layer_count == 1 else f"{answer.layer_count} layers"
+    read = f"{layers}, {size_text(answer.size_bytes)} read"
+    if not answer.damaged:
+        out.print(f"{read}: all whole", soft_wrap=True)
+        return
+    out.print(
+        f"{read}: {len(answer.damaged)} damaged and put aside; the next build makes them anew, and what stands on them",
+        soft_wrap=True,
+    )
+    sys.exit(1)
 
 
 @image.command()
@@ -156,10 +204,12 @@ def _frames_of(why: BaseException, file: Path) -> TracebackType | None:
 
 
 def _size_bytes(text: str) -> int:
+    if re.fullmatch(r"0+(\.0*)?\s*([KMGT]?i?B)?", text.strip(), re.IGNORECASE):
+        return 0
     try:
         return parse_memory_mib(text) * 2**20
     except CellburstError:
         raise error(
-            ErrorCode.BAD_ARGUMENT, f"--max {text!r} is not a size", allowed="a number with MiB, GiB, MB or GB, from 64MiB",
+            ErrorCode.BAD_ARGUMENT, f"--max {text!r} is not a size", allowed="0, or a number with MiB, GiB, MB or GB, from 64MiB",
             next="for example --max 20GiB",
         ) from None  # fmt: skip

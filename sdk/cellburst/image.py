@@ -10,9 +10,8 @@ import os
 import platform
 import posixpath
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -37,6 +36,7 @@ from cellburst_protocol.images import (
 from . import image_arguments as check
 from .image_arguments import SOURCE_FOLDER, Make
 from .image_dockerfile import dockerfile_steps
+from .image_imports import asked_imports
 from .image_packs import PackWriter, list_file, list_tree
 from .image_patterns import NON_PYTHON_FILES, FilePatternMatcher, Ignore, matcher
 from .image_steps import ImageSteps
@@ -98,10 +98,14 @@ class Image(ImageSteps):
         build_args: Mapping[str, str] | None = None,
         add_python: str | None = None,
         ignore: Ignore | None = None,
+        secret: Secret | Mapping[str, Secret] | None = None,
         force_build: bool = False,
     ) -> Image:
         """What a Dockerfile says. Its commands run in the build's sandbox. `context_dir`: this folder unless given; what
-        `ignore`, or `.dockerignore` beside the file or in that folder, leaves out cannot be copied."""
+        `ignore`, or `.dockerignore` beside the file or in that folder, leaves out cannot be copied. `secret` (by name) has the
+        login of the registry that its images come from, as in `from_registry`; where they come from several, a dict: registry ->
+        secret."""
+        logins = check.registry_logins("from_dockerfile", secret)
         version = check.python_version(add_python) if add_python is not None else ""
 
         def make(packs: PackWriter) -> list[AnyStep]:
@@ -110,7 +114,9 @@ class Image(ImageSteps):
             text = check.read(file, "Dockerfile")
             ignored = check.docker_ignore(file, context, ignore)
             given = dict(build_args or {})
-            steps = dockerfile_steps(text, packs, context=context, ignored=ignored, arguments=given, name=str(path))
+            steps = dockerfile_steps(
+                text, packs, context=context, ignored=ignored, arguments=given, name=str(path), logins=logins
+            )
             if version:
                 steps.append(AddPython(python_version=version))
             return check.forced(steps) if force_build else steps
@@ -199,15 +205,15 @@ class Image(ImageSteps):
     @contextmanager
     def imports(self) -> Iterator[None]:
         """Imports that only this image needs to have: `with image.imports(): import torch`. Where a module is missing, the
-        rest of the block is passed over. Modules imported here are loaded before the image's template is taken."""
-        before = set(sys.modules)
-        try:
+        rest of the block is passed over. What the block asks for, imported here before or not, is loaded before the image's
+        template is taken."""
+
+        def asked(name: str) -> None:
+            if name not in self._preload:
+                self._preload.append(name)
+
+        with suppress(ImportError), asked_imports(asked):
             yield
-        except ImportError as why:
-            if why.name and why.name not in self._preload:
-                self._preload.append(why.name)
-        new = [name for name in sys.modules if name not in before and "." not in name and not name.startswith("_")]
-        self._preload.extend(name for name in new if name not in self._preload)
 
     def pipe(self, function: Callable[..., Image], *args: Any, **kwargs: Any) -> Image:
         """`function(self, *args, **kwargs)`, for steps that several images share."""

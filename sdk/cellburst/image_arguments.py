@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import posixpath
+import re
 import shlex
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -134,6 +135,21 @@ def secret_uses(name: str, given: Sequence[Secret]) -> list[str]:
                 next='Secret.objects.create("NAME", {...}) keeps it; then Secret.from_name("NAME")',
             )  # fmt: skip
     return [secret.use for secret in given]
+
+
+def registry_logins(name: str, given: Secret | Mapping[str, Secret] | None) -> dict[str, str]:
+    """Registry -> how a step names the secret with its login; "" where none is named. Raises RequestError (BAD_ARGUMENT)."""
+    if given is None:
+        return {}
+    each = dict(given) if isinstance(given, Mapping) else {"": given}
+    for registry in each if isinstance(given, Mapping) else ():
+        if not isinstance(registry, str) or not re.fullmatch(r"[a-z0-9.-]+(:\d+)?", registry):
+            raise error(
+                ErrorCode.BAD_ARGUMENT,
+                f"{name}: {registry!r} is no registry",
+                allowed="such as ghcr.io, docker.io or localhost:5000",
+            )
+    return dict(zip(each, secret_uses(name, list(each.values())), strict=True))
 
 
 def not_while_building(name: str, volumes: object, gpu: object) -> None:

@@ -2,16 +2,19 @@
 
 What it cannot say in our steps is refused by line and name, never left out: ADD from the network, ONBUILD, mounts of
 secrets. Instructions that change nothing in the files or in how a container runs (LABEL, EXPOSE, ...) are passed over.
-Source of the rules: the Dockerfile reference. Longer than most files here: a small language, read in one place.
+Source of the rules: the Dockerfile reference. buildah does not do this itself: its RUN is isolated by a chroot, and its layers
+would be none of our steps'. Longer than most files here: a small language, read in one place.
 """
 
 from __future__ import annotations
 
-import json
+import lzma
 import platform
 import posixpath
 import re
-from collections.abc import Callable
+import tarfile
+import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,33 +37,18 @@ from cellburst_protocol.images import (
 )
 
 from .image_arguments import full_name
+from .image_dockerfile_parse import Instruction, parse, shell_words
 from .image_packs import PackedFile, PackWriter, list_file, list_tree
 
-_IGNORED = frozenset({"LABEL", "EXPOSE", "STOPSIGNAL", "HEALTHCHECK", "MAINTAINER", "VOLUME"})
-_KNOWN = ("FROM", "ARG", "RUN", "COPY", "ADD", "ENV", "WORKDIR", "USER", "SHELL", "ENTRYPOINT", "CMD")
-_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+_UNREAD_ARCHIVES = (".tar.zst", ".tzst", ".tar.Z")  # which Python cannot unpack
+ANY_REGISTRY = ""
 _PLATFORMS = {"x86_64": "linux/amd64", "aarch64": "linux/arm64"}
+# A script that names its interpreter, as a file that is gone afterwards.
+_BY_ITS_INTERPRETER = (
+    'folder=$(mktemp -d) && printf %s "$1" > "$folder/RUN" && chmod 700 "$folder/RUN" && "$folder/RUN"; '
+    'code=$?; rm -rf "$folder"; exit "$code"'
+)
 _VARIABLE = re.compile(r"(?<!\\)\$\{?([A-Za-z_][A-Za-z0-9_]*)")
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """One instruction: `flags` are its `--name=value` words, `text` the rest, `line` where it begins."""
-
-    name: str
-    flags: dict[str, str]
-    text: str
-    line: int
-
-    def words(self) -> list[str] | None:
-        """The JSON form's words; None for the shell form."""
-        if not self.text.startswith("["):
-            return None
-        try:
-            words = json.loads(self.text)
-        except ValueError:
-            return None
-        return words if isinstance(words, list) and all(isinstance(word, str) for word in words) else None
 
 
 @dataclass
@@ -86,6 +74,15 @@ class _Translation:
     stages: list[_Stage] = field(default_factory=list)
     names: dict[str, _Stage] = field(default_factory=dict)
     before_from: dict[str, str] = field(default_factory=dict)
+    logins: Mapping[str, str] = field(default_factory=dict)
+    asked: set[str] = field(default_factory=set)  # registries, of images that the file names
+
+    def image(self, reference: str) -> FromRegistry:
+        """The step that pulls an image, with the login of its registry."""
+        whole = full_name(reference)
+        registry = whole.partition("/")[0]
+        self.asked.add(registry)
+        return FromRegistry(reference=whole, secret=self.logins.get(registry, self.logins.get(ANY_REGISTRY, "")))
 
     def wrong(self, instruction: Instruction, why: str, *, allowed: str = "", next: str = "") -> CellburstError:
         text = f"{self.name}, line {instruction.line}: {instruction.name} {instruction.text}"
@@ -94,68 +91,27 @@ class _Translation:
 
 def dockerfile_steps(
     text: str, packs: PackWriter, *, context: Path, ignored: Callable[[Path], bool], arguments: dict[str, str], name: str,
-    without_base: bool = False,
+    without_base: bool = False, logins: Mapping[str, str] | None = None,
 ) -> list[AnyStep]:  # fmt: skip
-    """The steps of the last stage, with stages it uses inside. `without_base`: instructions alone, no FROM.
+    """The steps of the last stage, with stages it uses inside. `without_base`: instructions alone, no FROM. `logins`: registry ->
+    the secret with its login; the one of ANY_REGISTRY is for the only registry that the file names.
 
     Raises RequestError with the line for what is no Dockerfile, what is not supported, and local files that are missing.
     """
-    work = _Translation(packs, context, ignored, arguments, name)
+    work = _Translation(packs, context, ignored, arguments, name, logins=logins or {})
     if without_base:
         work.stages.append(_Stage([]))
     for instruction in parse(text, name):
         _translate(work, instruction, without_base=without_base)
     if not work.stages:
         raise error(ErrorCode.BAD_ARGUMENT, f"{name} has no FROM", next="begin it with FROM image")
-    return work.stages[-1].steps
-
-
-def parse(text: str, name: str) -> list[Instruction]:
-    """The instructions of a Dockerfile. Raises RequestError with the line number."""
-    escape = "\\"
-    directive = re.match(r"\s*#\s*escape\s*=\s*(\S)", text, re.IGNORECASE)
-    if directive and directive[1] == "`":
-        escape = "`"
-    found: list[Instruction] = []
-    pending, begun = "", 0
-    for number, raw in enumerate(text.splitlines(), 1):
-        line = raw.rstrip() if pending else raw.strip()
-        if line.strip().startswith("#") or (pending and not line.strip()):
-            continue  # comments and empty lines do not end an instruction
-        if not line:
-            continue
-        begun = begun or number
-        if line.endswith(escape):
-            pending += line[: -len(escape)]
-            continue
-        found.append(_instruction(pending + line, begun, name))
-        pending, begun = "", 0
-    if pending.strip():
-        found.append(_instruction(pending, begun, name))
-    return found
-
-
-def _instruction(text: str, line: int, name: str) -> Instruction:
-    word, _, rest = text.strip().partition(" ")
-    word, rest = word.upper(), rest.strip()
-    if not re.fullmatch(r"[A-Z]+", word) or (word not in _KNOWN and word not in _IGNORED and word != "ONBUILD"):
+    if ANY_REGISTRY in work.logins and len(work.asked) > 1:
+        # A login must never go to another registry than the one it is for.
         raise error(
-            ErrorCode.BAD_ARGUMENT, f"{name}, line {line}: {text.strip()[:120]!r} is no instruction", allowed=", ".join(_KNOWN),
-            next="end a line with \\ where its instruction goes on",
+            ErrorCode.BAD_ARGUMENT, f"{name} has images of {len(work.asked)} registries, and secret= says not for which it is",
+            allowed=", ".join(sorted(work.asked)), next=f'write secret={{"{min(work.asked)}": Secret.from_name("...")}}',
         )  # fmt: skip
-    if not rest and word not in _IGNORED:
-        raise error(ErrorCode.BAD_ARGUMENT, f"{name}, line {line}: {word} needs an argument")
-    flags: dict[str, str] = {}
-    while (flag := re.match(r"--([a-z-]+)(?:=(\S*))?\s+", rest)) and word in ("FROM", "RUN", "COPY", "ADD"):
-        flags[flag[1]] = flag[2] or ""
-        rest = rest[flag.end() :]
-    if word in ("RUN", "COPY", "ADD") and re.search(r"<<-?[\"']?[A-Za-z_]", rest):
-        raise error(
-            ErrorCode.BAD_ARGUMENT,
-            f"{name}, line {line}: here-documents are not supported",
-            next="join the commands with && \\",
-        )
-    return Instruction(word, flags, rest, line)
+    return work.stages[-1].steps
 
 
 def _translate(work: _Translation, instruction: Instruction, *, without_base: bool) -> None:
@@ -184,7 +140,7 @@ def _translate(work: _Translation, instruction: Instruction, *, without_base: bo
         case "RUN":
             stage.steps.append(_run(work, instruction, stage))
         case "COPY" | "ADD":
-            stage.steps.append(_copy(work, instruction, stage))
+            stage.steps += _copy(work, instruction, stage)
         case "WORKDIR":
             stage.steps.append(Workdir(path=_unquoted(instruction.text), scope=dict(stage.arguments)))
             # Docker makes the folder here, also when nothing runs in it, as the user's.
@@ -224,7 +180,7 @@ def _from(work: _Translation, instruction: Instruction) -> _Stage:
     elif (earlier := _stage(work, base)) is not None:
         stage = _Stage([FromStage(steps=list(earlier.steps))], variables=dict(earlier.variables), user=earlier.user)
     else:
-        stage = _Stage([FromRegistry(reference=full_name(base))])
+        stage = _Stage([work.image(base)])
     if len(parts) == 3:
         work.names[parts[2].lower()] = stage
     return stage
@@ -236,7 +192,7 @@ def _stage(work: _Translation, name: str) -> _Stage | None:
 
 def _argument(work: _Translation, instruction: Instruction, known: dict[str, str]) -> dict[str, str]:
     found: dict[str, str] = {}
-    for word in _shell_words(instruction.text):
+    for word in shell_words(instruction.text):
         name, equals, value = word.partition("=")
         if name in work.given:
             found[name] = work.given[name]
@@ -259,47 +215,100 @@ def _run(work: _Translation, instruction: Instruction, stage: _Stage) -> RunComm
     _no_flags(work, instruction)
     words = instruction.words()
     environment = {name: value for name, value in stage.arguments.items() if name not in stage.variables}
-    return RunCommands(commands=[words if words is not None else instruction.text], environment=environment)
+    command = words if words is not None else _command(instruction)
+    return RunCommands(commands=[command], environment=environment)
 
 
-def _copy(work: _Translation, instruction: Instruction, stage: _Stage) -> AnyStep:
+def _command(instruction: Instruction) -> str | list[str]:
+    """The shell form of RUN. A here-document alone is a script; behind a command it is the shell's own."""
+    documents = instruction.documents
+    if len(documents) != 1 or instruction.text != documents[0].word:
+        following = "".join(f"{document.text}{document.name}\n" for document in documents)
+        return f"{instruction.text}\n{following}" if documents else instruction.text
+    script = documents[0].text
+    return ["/bin/sh", "-c", _BY_ITS_INTERPRETER, "RUN", script] if script.startswith("#!") else script
+
+
+def _copy(work: _Translation, instruction: Instruction, stage: _Stage) -> list[AnyStep]:
+    """COPY and ADD: one step, and with ADD one for each archive among the sources."""
     source_stage = instruction.flags.pop("from", "")
     instruction.flags.pop("link", "")
     owner = _known_text(work, instruction, instruction.flags.pop("chown", ""), stage)
     mode = _known_text(work, instruction, instruction.flags.pop("chmod", ""), stage)
     _no_flags(work, instruction)
-    words = instruction.words() or _shell_words(instruction.text)
-    if len(words) < 2:
+    documents = _documents(work, instruction, stage)
+    words = instruction.words() or [word for word in _words(instruction) if word not in documents]
+    if len(words) + len(documents) < 2 or not words:
         raise work.wrong(instruction, "it needs a source and a destination")
     *sources, destination = words
     sources = [_known_text(work, instruction, source, stage) for source in sources]
     scope = dict(stage.arguments)
     if source_stage:
+        if documents:
+            raise work.wrong(instruction, "a here-document is in no stage", next="leave --from out")
         other = _stage(work, source_stage) or _numbered(work, source_stage)
-        inner: list[AnyStep] = list(other.steps) if other else [FromRegistry(reference=full_name(source_stage))]
-        return CopyFrom(steps=inner, sources=sources, destination=destination, owner=owner, mode=mode, scope=scope)
-    if instruction.name == "ADD":
-        for source in sources:
-            if re.match(r"(https?|git|ftp)[:@]", source) or source.endswith(".git"):
-                raise work.wrong(
-                    instruction, "ADD from the network is not supported", next="fetch it with RUN curl or RUN git"
-                )
-            if source.endswith(_ARCHIVES):
-                raise work.wrong(instruction, "ADD does not unpack here", next="COPY it and RUN tar -xf")
-    entries, single = _sources(work, instruction, sources)
-    many = len(sources) > 1 or (
-        not single and sum(not entry.folder for entry in entries) != 1 and _is_pattern(sources[0])
+        inner: list[AnyStep] = list(other.steps) if other else [work.image(source_stage)]
+        return [CopyFrom(steps=inner, sources=sources, destination=destination, owner=owner, mode=mode, scope=scope)]
+
+    def copy(entries: list[PackedFile], *, single: bool = False, unpack: bool = False) -> Copy:
+        pack = work.packs.write(entries)
+        return Copy(
+            pack=pack, destination=destination, single=single, unpack=unpack, owner=owner, mode=mode, scope=scope
+        )
+
+    archives = [source for source in sources if instruction.name == "ADD" and _is_archive(work, instruction, source)]
+    steps: list[AnyStep] = []
+    for source in archives:
+        entries, _ = _sources(work, instruction, [source])
+        steps += [copy([entry], unpack=True) for entry in entries]
+    plain = [source for source in sources if source not in archives]
+    entries, single = _sources(work, instruction, plain)
+    entries += documents.values()
+    single = (single and not documents) or (len(documents) == 1 and not plain)
+    many = len(plain) + len(documents) > 1 or (
+        not single and bool(plain) and sum(not entry.folder for entry in entries) != 1 and _is_pattern(plain[0])
     )
-    if many and not destination.endswith("/") and not _all_folders(work, sources):
+    if many and not destination.endswith("/") and not (_all_folders(work, plain) and not documents):
         raise work.wrong(instruction, f"several sources for {destination!r}", next="end the destination with /")
-    return Copy(
-        pack=work.packs.write(entries),
-        destination=destination,
-        single=single and not many,
-        owner=owner,
-        mode=mode,
-        scope=scope,
-    )
+    if entries or not archives:
+        steps.append(copy(entries, single=single and not many))
+    return steps
+
+
+def _words(instruction: Instruction) -> list[str]:
+    """The words, with those of here-documents as they are written."""
+    named = {document.word for document in instruction.documents}
+    pairs = zip(shell_words(instruction.text, raw=True), shell_words(instruction.text), strict=True)
+    return [raw if raw in named else word for raw, word in pairs]
+
+
+def _documents(work: _Translation, instruction: Instruction, stage: _Stage) -> dict[str, PackedFile]:
+    """The here-documents as files, named by their delimiters: the word that stands for each -> the file."""
+    found: dict[str, PackedFile] = {}
+    for document in instruction.documents:
+        text = _known_text(work, instruction, document.text, stage) if document.expands else document.text
+        found[document.word] = PackedFile(posixpath.basename(document.name), content=text.encode())
+    return found
+
+
+def _is_archive(work: _Translation, instruction: Instruction, source: str) -> bool:
+    """Whether ADD unpacks it: a tar file, plain or compressed, by its content. Raises RequestError for what cannot be fetched or
+    unpacked here."""
+    if re.match(r"(https?|git|ftp)[:@]", source) or source.endswith(".git"):
+        raise work.wrong(instruction, "ADD from the network is not supported", next="fetch it with RUN curl or RUN git")
+    path = work.context / posixpath.normpath("/" + source).lstrip("/")
+    if _is_pattern(source) or not path.is_file() or not path.resolve().is_relative_to(work.context.resolve()):
+        return False
+    if source.endswith(_UNREAD_ARCHIVES):
+        raise work.wrong(
+            instruction, "ADD unpacks no such archive here", allowed="tar, plain or with gzip, bzip2 or xz",
+            next="COPY it and RUN tar -xf",
+        )  # fmt: skip
+    try:
+        with tarfile.open(path) as archive:
+            return archive.next() is not None
+    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError):
+        return False
 
 
 def _sources(work: _Translation, instruction: Instruction, sources: list[str]) -> tuple[list[PackedFile], bool]:
@@ -365,7 +374,7 @@ def _program(instruction: Instruction) -> list[str]:
 
 def _pairs(work: _Translation, instruction: Instruction) -> dict[str, str]:
     """ENV's variables: `NAME=value ...`, or the old `NAME value`."""
-    words = _shell_words(instruction.text)
+    words = shell_words(instruction.text)
     if "=" not in words[0]:
         name, _, value = instruction.text.partition(" ")
         words = [f"{name}={value.strip()}"]
@@ -378,36 +387,8 @@ def _pairs(work: _Translation, instruction: Instruction) -> dict[str, str]:
     return found
 
 
-def _shell_words(text: str) -> list[str]:
-    """Words with quotes taken off; a `$` in single quotes is escaped, since it stands for itself."""
-    words: list[str] = []
-    current, quote, begun, place = "", "", False, 0
-    while place < len(text):
-        char = text[place]
-        if char == "\\" and quote != "'" and place + 1 < len(text):
-            following = text[place + 1]
-            current += f"\\{following}" if following == "$" else following
-            place += 1
-            begun = True
-        elif quote:
-            if char == quote:
-                quote = ""
-            else:
-                current += "\\$" if char == "$" and quote == "'" else char
-        elif char in "\"'":
-            quote, begun = char, True
-        elif char.isspace():
-            if begun:
-                words.append(current)
-            current, begun = "", False
-        else:
-            current, begun = current + char, True
-        place += 1
-    return [*words, current] if begun else words
-
-
 def _unquoted(text: str) -> str:
-    return " ".join(_shell_words(text))
+    return " ".join(shell_words(text))
 
 
 def _known_text(work: _Translation, instruction: Instruction, text: str, stage: _Stage) -> str:

@@ -1,5 +1,7 @@
 """This environment as an image for another machine: Python's minor version, the frozen packages, editable sources.
 
+The Python is of this one's patch version or a later one: packages may ask for a patch ("requires-python >=3.11.5").
+
 What pip installed from an index goes by name and version; what is installed as editable goes as its source files, in a
 folder of their own on the path. What was installed from a local file or a repository goes by its address, where that has one.
 """
@@ -7,7 +9,6 @@ folder of their own on the path. What was installed from a local file or a repos
 from __future__ import annotations
 
 import json
-import platform
 import sys
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
@@ -28,9 +29,9 @@ _LEFT_OUT = FilePatternMatcher(
 
 def mirror_steps(packs: PackWriter) -> list[AnyStep]:
     """The steps. Raises RequestError for a package that cannot be had elsewhere, naming it."""
-    version = ".".join(platform.python_version_tuple()[:2])
+    major, minor, patch = sys.version_info[:3]
     frozen, roots = frozen_packages()
-    steps = debian_slim(version)
+    steps = debian_slim(f"{major}.{minor}", least_patch=patch)
     if frozen:
         steps.append(PipInstall(packages=frozen, no_deps=True))
     entries: list[PackedFile] = []

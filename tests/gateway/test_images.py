@@ -337,6 +337,11 @@ async def test_lists_logs_and_pruning_ask_all_workers(house: House) -> None:
     with pytest.raises(CellburstError) as caught:
         await cli.peer.request(m.ImageLogs(id="zz"))
     assert caught.value.code is ErrorCode.NOT_FOUND and "cellburst image ls" in caught.value.info.next
+    two.images.damaged = [m.DamagedLayer(id="cd", step="apt_install git", problems=["usr/bin/git: another content"])]
+    verified = await cli.peer.request(m.VerifyImages())
+    assert isinstance(verified, m.ImagesVerified) and (verified.layer_count, verified.size_bytes) == (2, 130)
+    assert [(layer.id, layer.worker) for layer in verified.damaged] == [("cd", "two")]
+    assert await cli.peer.request(m.VerifyImages(worker="one")) == m.ImagesVerified(layer_count=1, size_bytes=100)
     two.images.refuses = error(ErrorCode.STORE, "the disk is broken")
     listed = await cli.peer.request(m.ListImages())
     assert isinstance(listed, m.ImageList) and [row.id for row in listed.rows] == ["aa"]
@@ -359,6 +364,9 @@ async def test_another_workspace_sees_none_of_it_and_a_viewer_changes_nothing(ho
         assert isinstance(await viewer.peer.request(m.ListImages()), m.ImageList)
         with pytest.raises(CellburstError) as caught:
             await viewer.peer.request(m.PruneImages())
+        assert caught.value.code is ErrorCode.FORBIDDEN
+        with pytest.raises(CellburstError) as caught:
+            await viewer.peer.request(m.VerifyImages())
         assert caught.value.code is ErrorCode.FORBIDDEN
         with pytest.raises(CellburstError) as caught:
             await viewer.peer.open(m.BuildStream(recipe=SLIM)).recv()

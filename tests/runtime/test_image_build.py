@@ -303,9 +303,11 @@ async def test_a_damaged_layer_is_found_and_made_again(house: ImageHouse) -> Non
     again.write_bytes(text[:-2] + b"?\n")
     os.utime(again, ns=(status.st_atime_ns, status.st_mtime_ns))
     builder = house.builder()
-    assert await builder.verify() == {image.keys[2]: ["id: another content"]}
+    found = await builder.verify()
+    assert [(layer.key, layer.problems) for layer in found.damaged] == [(image.keys[2], ["id: another content"])]
+    assert found.layers == 4 and found.damaged[0].step.startswith("run_commands head")
     with await house.build(recipe, builder) as image:
-        assert content(image, "/id") not in (first, text) and await builder.verify() == {}
+        assert content(image, "/id") not in (first, text) and (await builder.verify()).damaged == []
 
 
 async def test_eviction_takes_the_least_recently_used_and_nothing_in_use(house: ImageHouse) -> None:
@@ -330,7 +332,7 @@ async def test_a_store_never_grows_over_its_bound(house: ImageHouse) -> None:
     with await house.build(house.recipe("dd if=/dev/zero of=/z bs=1M count=4")) as image:
         pass
     builder = house.builder()
-    builder.max_cache_bytes = 5 << 20
+    builder.room.max_bytes = 5 << 20
     with await house.build(house.recipe("dd if=/dev/zero of=/y bs=1M count=2"), builder) as other:
         assert not (house.images / "layers" / image.keys[-1]).exists() and content(other, "/y") == bytes(2 << 20)
         assert sum(meta.size_bytes for meta, _ in builder.store.list_layers()) <= 5 << 20

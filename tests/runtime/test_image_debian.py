@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -15,7 +16,7 @@ from cellburst_protocol.images import AddPython, DebianSlim, ImageRecipe, PipIns
 from cellburst_runtime.image_build import BuiltImage, ImageBuilder
 from cellburst_runtime.image_python import PythonPlaces, candidates
 from cellburst_runtime.network import Networks
-from cellburst_runtime.tools import find_uv
+from cellburst_runtime.tools import find_uv, run_command
 from tests.fakes.images import ImageHouse, content
 
 pytestmark = [pytest.mark.gvisor, pytest.mark.netns, pytest.mark.timeout(600)]
@@ -90,6 +91,12 @@ async def test_an_unknown_package_is_told_in_uvs_words(house: ImageHouse) -> Non
         and "Step 2 of 2: pip_install failed: `uv pip install no-such-package-by-anyone-h8` failed" in message
     )
     assert "no-such-package-by-anyone-h8 was not found" in message and "exit code 1" in message
+    many = [f"no-such-package-by-anyone-h8-{number}" for number in range(20)]
+    with pytest.raises(CellburstError) as caught:
+        await build(house, Image.debian_slim("3.11").pip_install(*many))
+    shown = caught.value.info.message.partition("`")[2].partition("`")[0]
+    assert shown.endswith(" …") and set(shown.split()[3:-1]) < set(many)  # no word is cut
+    assert caught.value.info.detail["command"].split()[3:] == many
     with pytest.raises(CellburstError, match=r"(?s)apt-get install no-such-deb-h8.*Unable to locate package"):
         await build(house, Image.debian_slim("3.11").apt_install("no-such-deb-h8"))
 
@@ -143,3 +150,74 @@ async def test_another_python_is_copied_in(house: ImageHouse) -> None:
     with await house.build(ImageRecipe(steps=[*steps, run])) as built:
         assert content(built, "/said").decode().strip() == version.partition(".")[2]
         assert built.python == f"/usr/local/bin/python{version}" and built.site_packages.startswith("/usr/local/lib")
+
+
+async def test_a_mirror_with_steps_has_a_python_for_the_packages_of_this_one(
+    house: ImageHouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uv, venv = find_uv(), tmp_path / "venv"
+    for words in (
+        ["venv", "--python", sys.executable, str(venv)],
+        ["pip", "install", "--python", str(venv), "six", "tomli-w"],
+    ):
+        made = await run_command([uv, *words], seconds=120.0)
+        assert made.ok, made.reason()
+    [packages] = venv.glob("lib/python*/site-packages")
+    here = f"{sys.version_info[0]}.{sys.version_info[1]}.{sys.version_info[2]}"
+    check = f"import six, sys, tomli_w; assert sys.version_info >= {sys.version_info[:3]}; print(sys.version_info[:2])"
+    image = Image.mirror().run_commands(f'python3 -c "{check}" > /said')
+    with monkeypatch.context() as inside:
+        inside.setattr(sys, "path", [str(packages), *(path for path in sys.path if "site-packages" not in path)])
+        made_recipe = image.recipe(house.folder / "packs")
+    [pip] = [step for step in made_recipe.recipe.steps if isinstance(step, PipInstall)]
+    assert [text.partition("==")[0] for text in pip.packages] == ["six", "tomli-w"]
+    house.packs.files.update(made_recipe.files)
+    with await house.build(made_recipe.recipe) as built:
+        assert content(built, "/said").decode().strip() == str(sys.version_info[:2])
+        assert [int(n) for n in built.python_version.split(".")] >= [int(n) for n in here.split(".")]
+
+
+async def test_a_python_before_the_least_is_passed_over(house: ImageHouse) -> None:
+    minor = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    places = PythonPlaces(find_uv(), house.folder / "pythons-of-none")
+    async with aclosing(candidates(places, minor, house.log.append, least=f"{minor}.999")) as here:
+        assert await anext(here, None) is None
+    async with aclosing(candidates(places, minor, house.log.append, least=f"{minor}.0")) as here:
+        assert await anext(here) is not None
+
+
+async def test_a_python_that_is_nowhere_is_told_with_what_to_do(house: ImageHouse) -> None:
+    for step, words in (
+        (AddPython(python_version="3.99"), "no Python 3.99 for this image"),
+        (
+            AddPython(python_version="3.11", least="3.11.999"),
+            "no Python 3.11.999 or a later 3.11 .*Debian bookworm has 3.11.2",
+        ),
+    ):
+        with pytest.raises(CellburstError, match=words) as caught:
+            await house.build(ImageRecipe(steps=[DebianSlim(), step]))
+        assert caught.value.code is ErrorCode.BAD_ARGUMENT and "uv python install" in caught.value.info.next
+        assert caught.value.info.detail["step"].startswith("Step 2 of 2: add_python")
+
+
+async def test_a_package_that_decayed_is_fetched_again_and_not_taken_from_the_cache(house: ImageHouse) -> None:
+    # A cache of its own: what is damaged here must not be in layers of other tests.
+    builder = ImageBuilder(house.images, house.machine, uv_cache=house.folder / "data" / "uv-cache-of-decay")
+    recipe = ImageRecipe(steps=[DebianSlim(), PipInstall(packages=["six>=1"])])
+    with await house.build(recipe, builder) as built:
+        module = built.layers[0] / built.site_packages.lstrip("/") / "six.py"
+        status, whole = module.stat(), module.read_bytes()
+    assert status.st_nlink > 1 and b"Copyright" in whole
+    module.write_bytes(whole.replace(b"Copyright", b"Copywrong"))  # the cache's file is this one
+    os.utime(module, ns=(status.st_atime_ns, status.st_mtime_ns))
+    found = await builder.verify()
+    assert [layer.key for layer in found.damaged] == [built.keys[-1]]
+    assert found.damaged[0].problems[0].endswith("six.py: another content")
+    with await house.build(recipe, builder) as built:
+        assert content(built, f"{built.site_packages}/six.py") == whole
+    module.write_bytes(whole[:100])  # found by the look at the next use
+    with await house.build(
+        recipe, ImageBuilder(house.images, house.machine, uv_cache=builder.downloads.cache)
+    ) as built:
+        assert content(built, f"{built.site_packages}/six.py") == whole
+        assert (await builder.verify()).damaged == []

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import stat
 import subprocess
+import tarfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from cellburst import Secret
 from cellburst.image import Image
-from cellburst.image_dockerfile import parse
+from cellburst.image_dockerfile_parse import parse
 from cellburst_protocol.errors import CellburstError, ErrorCode, RequestError
-from cellburst_protocol.images import Copy, FromRegistry, ImageRecipe, RunCommands
+from cellburst_protocol.images import Copy, FromRegistry, ImageRecipe, RunCommands, secrets_of
+from cellburst_runtime.image_archive import place_archive
 from cellburst_runtime.image_build import BuiltImage
 from cellburst_runtime.image_files import Ownership, place_pack
 from cellburst_runtime.image_root import mount_root
@@ -142,6 +146,189 @@ async def test_a_dockerfile_gives_the_tree_that_buildah_gives(
     assert ours["from/word"][-1] == b"given\n" and len(ours) > 200
 
 
+# Each as written by hand in the wild: stages that build on each other, archives, links and owners, arguments.
+OTHERS = {
+    "stages": r"""
+FROM %(base)s AS one
+ARG NAME=first
+ENV PATH=/opt/own:$PATH
+RUN mkdir -p /opt/own && printf '#!/bin/sh\necho "$0"\n' > /opt/own/said && chmod 755 /opt/own/said && echo $NAME > /name
+FROM one AS two
+RUN said > /by-path; rm -r /opt/own; mkdir -p /opt/own; echo anew > /opt/own/file; ln /opt/own/file /opt/own/hard
+WORKDIR relative
+WORKDIR ../other
+COPY --chown=1234 --chmod=4750 src/tool .
+FROM two AS three
+RUN chmod 4755 /base/other/tool && mkdir -p /tree/sub && echo x > /tree/sub/x && chown -R 5:6 /tree && ln -s x /tree/link
+FROM two
+COPY --from=three /base/other/tool /set-uid
+COPY --from=three /tree /tree
+COPY --from=three --chown=someone /tree /given
+COPY --from=one /opt/own/ /first/
+COPY --from=two /opt/own/f*e /second/
+COPY --from=%(base)s /etc/passwd /etc/group /third/
+RUN chmod 1777 /first && chmod 4755 /first/said && ln -s /nowhere /dangling && touch "/a name"
+""",
+    "archives": r"""
+FROM %(base)s
+RUN mkdir -m 700 /into
+ADD plain.tar /into
+ADD packed.tar.gz /new/place/
+ADD best.tar.xz named-otherwise /mixed/
+ADD --chown=someone:someone other.tar.bz2 /owned
+ADD one.txt not-one.tar /files/
+COPY plain.tar /kept/
+""",
+    "people": r"""
+FROM %(base)s
+ARG WHO=someone
+ARG HOME_OF=/home/$WHO
+ENV MODE="0750" GREETING=${UNSET:-hello}
+COPY --chown=$WHO:1235 src $HOME_OF/
+RUN echo "$GREETING $WHO" > /greeting && chmod $MODE /greeting && chown 7:8 /greeting
+USER ${WHO}
+WORKDIR $HOME_OF/deep/er
+RUN touch mine && mkdir -m 711 sub && echo "$(id -u):$(id -g) $PWD" > /tmp/who
+USER root:someone
+RUN id -g >> /tmp/who
+COPY ["one.txt", "name with space", "json dir/"]
+""",
+}
+
+
+def make_archives(context: Path) -> None:
+    """Archives with owners, modes, links and a set-uid program, in each way of packing; one by another name, and what is none."""
+    folder = context.parent / "packed"
+    (folder / "d/deep").mkdir(parents=True)
+    (folder / "d/file").write_text("in the archive")
+    (folder / "d/program").write_text("#!/bin/sh\n")
+    (folder / "d/link").symlink_to("../gone")
+    (folder / "d/hard").hardlink_to(folder / "d/file")
+    os.chown(folder / "d/file", 1234, 1235)
+    os.chown(folder / "d/deep", 1234, 0)
+    (folder / "d/deep").chmod(0o2750)
+    (folder / "d/program").chmod(0o4755)
+    for name, how in (
+        ("plain.tar", ""),
+        ("packed.tar.gz", "z"),
+        ("best.tar.xz", "J"),
+        ("other.tar.bz2", "j"),
+        ("named-otherwise", "z"),
+    ):
+        run("tar", f"-c{how}f", str(context / name), "-C", str(folder), "d")
+    (context / "not-one.tar").write_text("text by that name")
+    (context / "name with space").write_text("s")
+
+
+@pytest.mark.parametrize("which", OTHERS)
+async def test_other_dockerfiles_give_the_tree_that_buildah_gives(
+    which: str, house: ImageHouse, registry: Registry, tmp_path: Path
+) -> None:
+    context = make_context(tmp_path / "context")
+    make_archives(context)
+    file = tmp_path / "Dockerfile"
+    file.write_text(OTHERS[which] % {"base": registry.name("busy:1")})
+    recipe = Image.from_dockerfile(file, context_dir=context).recipe(tmp_path / "packs")
+    house.packs.files.update(recipe.files)
+    theirs = buildah_tree(file, context, tmp_path / "buildah")
+    with await house.build(recipe.recipe) as image:
+        ours = await our_tree(image, tmp_path / "mounted")
+    assert {
+        path: (theirs.get(path), ours.get(path))
+        for path in theirs.keys() | ours.keys()
+        if theirs.get(path) != ours.get(path)
+    } == {}
+    assert len(ours) > 200
+
+
+async def test_here_documents(house: ImageHouse, registry: Registry, tmp_path: Path) -> None:
+    """buildah knows them from 1.33 on: what is compared here is what the Dockerfile reference says."""
+    file = tmp_path / "Dockerfile"
+    file.write_text(
+        f"FROM {registry.name('busy:1')}\nARG WORD=given\nENV SET=env\n"
+        "RUN <<EOF\nset -e\necho $WORD > /script\n# no comment of the Dockerfile's: $((1 + 2))\necho \\\n  joined >> /script\n\nEOF\n"
+        "RUN cat <<-'A' > /a && cat <<B >> /a\n\t\tplain $WORD\n\tA\nof the shell $WORD\nB\n"
+        "RUN <<EOF\n#!/bin/sh -e\necho by $0 > /interpreted\nls -a $(dirname $0) | wc -l >> /interpreted\nEOF\n"
+        "COPY --chmod=600 <<one.conf <<'two.conf' one.txt /files/\nkey=$WORD ${SET} \\$WORD\none.conf\nkey=$WORD\ntwo.conf\n"
+        'COPY <<-"E F" /single\n\tindented\n\tE F\n'
+        'RUN ["/bin/sh", "-c", "echo \'<<EOF\' > /json"]\nRUN echo "<<NO" > /quoted\n'
+    )
+    recipe = Image.from_dockerfile(file, context_dir=make_context(tmp_path / "context")).recipe(tmp_path / "packs")
+    house.packs.files.update(recipe.files)
+    with await house.build(recipe.recipe) as image:
+        assert content(image, "/script") == b"given\njoined\n"
+        assert content(image, "/a") == b"plain $WORD\nof the shell given\n"
+        assert content(image, "/interpreted").startswith(b"by /tmp/") and content(image, "/interpreted").endswith(
+            b"\n3\n"
+        )
+        assert (
+            content(image, "/files/one.conf") == b"key=given env $WORD\n" and content(image, "/files/one.txt") == b"1"
+        )
+        assert content(image, "/files/two.conf") == b"key=$WORD\n" and content(image, "/single") == b"indented\n"
+        assert content(image, "/json") == b"<<EOF\n" and content(image, "/quoted") == b"<<NO\n"
+        place = next(layer / "files/two.conf" for layer in image.layers if (layer / "files/two.conf").exists())
+        assert stat.S_IMODE(place.stat().st_mode) == 0o600
+        ours = await our_tree(image, tmp_path / "mounted")
+        assert not [path for path in ours if path.startswith("tmp/")]
+
+
+def test_an_archive_leads_nowhere_outside(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    root.mkdir(), outside.mkdir()
+    (outside / "kept").write_text("kept")
+    (root / "way-out").symlink_to(outside)  # as the image sees it: its own /tmp/...
+
+    def unpack(*members: tuple[str, bytes, str]) -> int:
+        with tarfile.open(tmp_path / "a.tar", "w") as archive:
+            for name, kind, link in members:
+                info = tarfile.TarInfo(name)
+                info.type, info.linkname, info.size = kind, link, 1 if kind == tarfile.REGTYPE else 0
+                archive.addfile(info, io.BytesIO(b"x") if info.size else None)
+        with tarfile.open(tmp_path / "pack.tar", "w") as pack:
+            pack.add(tmp_path / "a.tar", "a.tar")
+        return place_archive(root, tmp_path / "pack.tar", "/d", owner=Ownership())
+
+    file, link, hard = tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
+    assert unpack(("up", link, "../way-out"), ("up/kept", file, "")) == 2
+    assert unpack(("/absolute", file, ""), ("away", link, str(outside)), ("away/kept", file, "")) == 3
+    assert (root / "d/absolute").is_file() and (outside / "kept").read_text() == "kept"
+    assert [path.name for path in outside.iterdir()] == ["kept"]
+    for members, words in (
+        ([("../x", file, "")], "the path"), ([("h", hard, "../../outside/kept")], "does not hold"),
+        ([("h", hard, "away/kept2")], "does not hold"), ([("p", tarfile.FIFOTYPE, "")], "neither a file"),
+        ([("t", tarfile.CHRTYPE, "")], "neither a file"), ([("/", file, "")], "is a folder"),
+    ):  # fmt: skip
+        with pytest.raises(RequestError, match=words):
+            unpack(*members)
+    (tmp_path / "a.tar").write_bytes(b"x" * 2000)
+    with tarfile.open(tmp_path / "pack.tar", "w") as pack:
+        pack.add(tmp_path / "a.tar", "a.tar")
+    with pytest.raises(RequestError, match="cannot be read"):
+        place_archive(root, tmp_path / "pack.tar", "/d", owner=Ownership())
+
+
+def test_the_login_is_of_one_registry(tmp_path: Path) -> None:
+    file = tmp_path / "Dockerfile"
+    file.write_text("FROM ghcr.io/me/base:1 AS b\nFROM b\nCOPY --from=ghcr.io/me/tools /t /t\n")
+
+    def secrets(secret: Secret | dict[str, Secret]) -> list[str]:
+        return secrets_of(
+            Image.from_dockerfile(file, context_dir=tmp_path, secret=secret).recipe(tmp_path / "p").recipe.steps
+        )
+
+    mine = Secret.from_name("mine")
+    assert secrets(mine) == ["mine"]
+    file.write_text("FROM ghcr.io/me/base:1 AS b\nFROM debian:12\nCOPY --from=b /t /t\n")
+    with pytest.raises(RequestError, match="images of 2 registries") as caught:
+        secrets(mine)
+    assert "docker.io, ghcr.io" in str(caught.value.info.allowed)
+    assert secrets({"ghcr.io": mine}) == ["mine"] and secrets({"quay.io": mine}) == []
+    assert secrets({"ghcr.io": mine, "docker.io": Secret.from_name("hub")}) == ["hub", "mine"]
+    for wrong in ({"ghcr.io/me": mine}, {"": mine}):
+        with pytest.raises(RequestError, match="is no registry"):
+            secrets(wrong)
+
+
 def buildah_tree(file: Path, context: Path, work: Path, **arguments: str) -> dict[str, tuple[object, ...]]:
     store = [f"--root={work}/root", f"--runroot={work}/run", "--storage-driver=vfs"]
     (work / "tmp").mkdir(parents=True)
@@ -221,7 +408,8 @@ async def test_dockerfile_commands_go_on_an_image(house: ImageHouse, registry: R
 @pytest.mark.parametrize(("text", "words"), [
     ("FROM a\nRUM x", "line 2: 'RUM x' is no instruction"), ("RUN x", "stands before FROM"), ("FROM a\nRUN", "RUN needs an argument"),
     ("FROM a\nCOPY gone /", "there is no 'gone'"), ("FROM a\nCOPY ../../etc/passwd /", "there is no"), ("FROM a\nADD https://x/y /", "from the network"),
-    ("FROM a\nONBUILD RUN x", "not supported"), ("FROM a\nRUN <<EOF\nx\nEOF", "here-documents"), ("FROM a b c d", "not FROM image"), ("# nothing", "has no FROM"),
+    ("FROM a\nONBUILD RUN x", "not supported"), ("FROM a\nRUN <<EOF\nx\nEOFF", "here-document EOF does not end"), ("FROM a\nADD x.tar.zst /", "no such archive"),
+    ("FROM a\nCOPY --from=b <<E /x\nE", "in no stage"), ("FROM a\nCOPY <<E /x\n$NOT_SET\nE", "NOT_SET is not set"), ("FROM a\nCOPY <<E <<F /x\nE\nF", "end the destination"), ("FROM a b c d", "not FROM image"), ("# nothing", "has no FROM"),
     ("FROM a\nCOPY one.txt two.txt /x", "end the destination with /"), ("FROM a\nCOPY $NOT_SET /x", "NOT_SET is not set"),
     ("FROM a\nRUN --mount=type=secret,id=x cat", "is not supported"), ("FROM a\nSHELL bash", "JSON form"), ("FROM --platform=linux/s390x a", "s390x"),
     ("FROM a\nCOPY skipped.log /x", "dockerignore"),
@@ -229,6 +417,7 @@ async def test_dockerfile_commands_go_on_an_image(house: ImageHouse, registry: R
 def test_dockerfiles_that_are_refused(text: str, words: str, tmp_path: Path) -> None:
     context = make_context(tmp_path / "context")
     (context / "skipped.log").write_text("x")
+    (context / "x.tar.zst").write_text("x")
     file = tmp_path / "Dockerfile"
     file.write_text(text)
     with pytest.raises(RequestError, match=words) as caught:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
+import importlib
 import os
 import sys
 import tarfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -228,10 +231,62 @@ def test_requirements_projects_and_locks(here: Path, tmp_path: Path) -> None:
 def test_imports_swallow_what_is_missing_here_and_are_preloaded(tmp_path: Path) -> None:
     image = Image.debian_slim("3.11")
     with image.imports():
-        import surely_not_a_module_h8  # noqa: F401
+        import surely_not_a_module_h8
     assert made(image.env({"A": "1"}), tmp_path).recipe.preload == ["surely_not_a_module_h8"]
     with pytest.raises(ZeroDivisionError), image.imports():
         1 / 0
+    with image.imports():
+        import surely_not_a_module_h8.inner  # noqa: F401
+
+        importlib.import_module("never_asked_for")
+    assert made(image, tmp_path).recipe.preload == ["surely_not_a_module_h8", "surely_not_a_module_h8.inner"]
+
+
+def test_imports_that_were_made_before_are_preloaded_as_well(tmp_path: Path) -> None:
+    """A notebook's cell is run again, with everything imported by the first run."""
+    builtin, module_importer = builtins.__import__, importlib.import_module
+    for _ in range(2):
+        image = Image.debian_slim("3.11")
+        with image.imports():
+            import colorsys
+            import xml.dom.minidom
+            from concurrent import futures
+            from json import decoder, loads
+
+            importlib.import_module("cmd")
+        assert colorsys and xml and futures and decoder and loads
+        assert made(image, tmp_path).recipe.preload == [
+            "colorsys", "xml.dom.minidom", "concurrent", "concurrent.futures", "json", "json.decoder",
+            "cmd",
+        ]  # fmt: skip
+    assert builtins.__import__ is builtin and importlib.import_module is module_importer
+
+
+def test_imports_of_other_threads_and_blocks_are_not_taken_for_this_one_s(tmp_path: Path) -> None:
+    builtin = builtins.__import__
+    one, other, outer = Image.debian_slim("3.11"), Image.debian_slim("3.11"), Image.debian_slim("3.11")
+    opened, done = threading.Event(), threading.Event()
+
+    def elsewhere() -> None:
+        opened.wait(30)
+        import zipapp  # noqa: F401 - of no block
+
+        with other.imports():
+            import this_one_is_missing  # noqa: F401
+        done.set()
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    with outer.imports(), one.imports():
+        opened.set()
+        assert done.wait(30)
+        import tabnanny  # noqa: F401
+    thread.join()
+    assert made(one, tmp_path).recipe.preload == ["tabnanny"] == made(outer, tmp_path).recipe.preload
+    assert made(other, tmp_path).recipe.preload == ["this_one_is_missing"]
+    with pytest.raises(KeyError), one.imports():
+        raise KeyError
+    assert builtins.__import__ is builtin
 
 
 def test_force_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

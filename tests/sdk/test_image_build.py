@@ -245,8 +245,36 @@ async def test_ls_logs_and_prune(house: House) -> None:
     assert worker.images.asked[-1] == m.PruneImages(max_bytes=0)
     await cellburst("image", "prune", "--max", "1GiB")
     assert worker.images.asked[-1] == m.PruneImages(max_bytes=2**30)
+    for nothing_kept in ("0", "0GiB", "0.0 mb"):
+        done = await cellburst("image", "prune", "--max", nothing_kept)
+        assert done.exit_code == 0 and worker.images.asked[-1] == m.PruneImages(max_bytes=0)
     wrong = await cellburst("image", "prune", "--max", "lots")
     assert wrong.exit_code == 1 and "20GiB" in wrong.stderr
+
+
+async def test_verify_tells_what_is_damaged_and_ends_with_one(house: House) -> None:
+    worker: FakeWorker = await house.worker()
+    worker.images.rows = [m.ImageRow(id="ab" * 20, steps=["debian_slim"], size_bytes=2_000_000)]
+    whole = await cellburst("image", "verify")
+    assert whole.exit_code == 0 and whole.stdout == "1 layer, 2.0 MB read: all whole\n"
+    assert worker.images.asked[-1] == m.VerifyImages()
+    worker.images.damaged = [
+        m.DamagedLayer(
+            id="cd" * 20, step="pip_install numpy[x]", problems=["usr/[a].so: another content"], size_bytes=1_000_000,
+            used_by=["c-1", "parked p-2"],
+        )
+    ]  # fmt: skip
+    found = await cellburst("image", "verify", "--worker", "fake")
+    assert found.exit_code == 1
+    for words in (
+        "damaged: pip_install numpy[x] (cdcdcdcdcdcd, 1.0 MB) on fake",
+        "  usr/[a].so: another content",
+        "still shown to c-1, parked p-2",
+        "1 damaged and put aside; the next build makes them anew",
+    ):
+        assert words in found.stdout, (words, found.stdout)
+    unknown = await cellburst("image", "verify", "--worker", "other")
+    assert unknown.exit_code == 1 and "no worker 'other'" in unknown.stderr
 
 
 def test_a_line_that_is_said_twice_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:

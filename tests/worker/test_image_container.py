@@ -25,6 +25,7 @@ from cellburst_protocol.peer import StreamEnded
 from cellburst_protocol.states import EndReason
 from cellburst_runtime.image_python import PythonPlaces, candidates
 from cellburst_runtime.mounts import mounts_below
+from cellburst_worker.image_watch import ImageWatch
 from tests.fakes.fake_gateway import MASTER_KEY, FakeContainer
 from tests.worker.test_parking_gvisor import House, cell, house, until
 
@@ -133,7 +134,9 @@ async def test_a_cell_in_an_image_and_its_park_and_resume(place: Path) -> None:
         await h.park(resumed, "p2")
         bare = recipe_of(Image.debian_slim("3.11"), place)
         third, moved = await h.ready("c3", recipe=bare, parked="p2")
-        assert moved.start == "names" and "image was" in next(p.detail for p in moved.phases if p.name == "restore")
+        assert moved.start == "names" and "environment is another one now" in next(
+            p.detail for p in moved.phases if p.name == "restore"
+        )
         await h.gateway.request(m.StopContainer(container="c3", reason=EndReason.STOPPED))
         await third.until(m.ContainerEnded)
         await until(lambda: not h.worker.containers)
@@ -147,8 +150,11 @@ async def images(h: House) -> m.ImageList:
 
 async def test_a_template_of_an_image_serves_another_notebook(place: Path) -> None:
     async with house(place, templates=True, warm=False) as h:
-        recipe = recipe_of(Image.debian_slim("3.11").pip_install("six").run_commands("echo only here > /mine"), place)
-        recipe.preload = ["six"]
+        image = Image.debian_slim("3.11").pip_install("six", "tomli-w").run_commands("echo only here > /mine")
+        with image.imports():
+            import tomli_w  # noqa: F401  in the image only
+        recipe = recipe_of(image, place)
+        assert recipe.preload == ["tomli_w"]
         first, ready = await h.ready("c1", recipe=recipe)
         assert ready.start == "boot"
         await h.gateway.wait(lambda: any(b.snapshots and b.snapshots.template_count for b in h.gateway.heartbeats), 60)
@@ -160,7 +166,7 @@ async def test_a_template_of_an_image_serves_another_notebook(place: Path) -> No
         h.mirror = lambda: mirror  # type: ignore[method-assign]
         second, ready = await h.ready("c2", recipe=recipe)
         assert ready.start == "template", [(p.name, p.detail) for p in ready.phases]
-        code = "import os, sys; print('six' in sys.modules, open('mine.txt').read(), os.getcwd())"
+        code = "import os, sys; print('tomli_w' in sys.modules, open('mine.txt').read(), os.getcwd())"
         assert await cell(second, "call-1", code) == "True mine /cellburst/work\n"
         for container in (first, second):
             await h.gateway.request(m.StopContainer(container=container.id, reason=EndReason.STOPPED))
@@ -298,3 +304,53 @@ async def test_the_gateway_builds_lists_reads_logs_and_gives_up(place: Path) -> 
         while not isinstance(refused := (await wrong.recv())[0], m.ImageBuilt):
             pass
         assert refused.error is not None and refused.error.code is ErrorCode.BAD_ARGUMENT
+
+
+def decay(path: Path) -> None:
+    """Change one byte and nothing that a look without reading sees."""
+    status, text = path.stat(), path.read_bytes()
+    path.write_bytes(bytes([text[0] ^ 1]) + text[1:])
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+async def test_a_layer_that_decayed_is_put_aside_and_the_next_container_reads_what_was_built(place: Path) -> None:
+    async with house(place) as h:
+        image = Image.debian_slim("3.11").run_commands("echo whole > /srv/said")
+        recipe, look = recipe_of(image, place), "print(open('/srv/said').read())"
+
+        async def use(id: str) -> tuple[str, Path, str]:
+            container, ready = await h.ready(id, recipe=recipe)
+            [key] = [
+                key for key in h.worker.containers[id].image.keys  # type: ignore[union-attr]
+                if (place / "data/images/layers" / key / "fs/srv/said").exists()
+            ]  # fmt: skip
+            return await cell(container, f"call-{id}", look), place / "data/images/layers" / key, ready.image_id
+
+        said, layer, _ = await use("c1")
+        assert said == "whole\n\n"
+        decay(layer / "fs/srv/said")
+        peer = await h.gateway.wait(lambda: h.gateway.peer)
+        answer = await peer.request(m.VerifyImages(), timeout_seconds=300.0)
+        assert isinstance(answer, m.ImagesVerified) and answer.layer_count >= 2
+        [damaged] = answer.damaged
+        assert (
+            damaged.id == layer.name and damaged.used_by == ["c1"] and damaged.problems == ["srv/said: another content"]
+        )
+        assert damaged.step.startswith("run_commands echo whole")
+        assert (await use("c2"))[:2] == ("whole\n\n", layer)
+        # By itself, when the machine has nothing else to do.
+        decay(layer / "fs/srv/said")
+        (layer / "verified").touch()
+        os.utime(layer / "verified", (1000, 1000))
+        watch = ImageWatch(
+            h.runtime.images,
+            lambda: False,
+            h.worker._pool.release_images,
+            look_seconds=0.01,
+            machine_busy=lambda: False,
+        )
+        running = asyncio.create_task(watch.run())
+        await until(lambda: not layer.exists())
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert (await use("c3"))[:2] == ("whole\n\n", layer)
