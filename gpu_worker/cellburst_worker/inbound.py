@@ -130,6 +130,10 @@ class Inbound:
         if error is not None:
             self._outbound.refuse(call, error)
             return
+        if (layer := self._outbound.layer) is not None:
+            await asyncio.to_thread(layer.look_again)  # on a network's disk it may take long
+            if self._calls.get(cell.call) is None:
+                return
         call.relayed = True
         plain = msgspec.structs.replace(cell, value_key="", mac="", image=None, recipe=None, resources=None)
         await self._link.send(plain, buffers)
@@ -193,7 +197,9 @@ class Inbound:
     async def _side(self, request: SideRequest) -> None:
         try:
             if request.kind in FILE_KINDS:
-                reply = await answer_file_request(request, self._outbound.layer, self._site.exchange)
+                reply = await answer_file_request(
+                    request, self._outbound.layer, self._site.exchange, self._outbound.hiding
+                )
                 self._outbound.answer(reply)
                 return
             if not self.open.is_set():

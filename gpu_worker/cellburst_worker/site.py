@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 class Layer(Protocol):
     """What a session wrote over the notebook's folder. All calls block and are made in a thread."""
 
+    def look_again(self) -> None:
+        """Have a container that is up list what the host's folder got since."""
+
     def file_list(self) -> list[FileChange]:
         """Files written or deleted."""
 
@@ -115,8 +118,31 @@ class Prepared(Protocol):
         """What the key is made of, to explain a mismatch."""
 
     @property
+    def parked_key(self) -> str:
+        """The key of a checkpoint that is taken of it: `snapshot_key`, but for what `take_sizes` said."""
+
+    @property
+    def parked_parts(self) -> dict[str, str]:
+        """What that key is made of."""
+
+    @property
+    def parked_sizes_mib(self) -> int:
+        """The memory that its sizes inside are shares of."""
+
+    def take_sizes(self, sizes_mib: int) -> None:
+        """Before `start`: have the sizes inside of a parked session; 0 for its own. Blocks for milliseconds."""
+
+    @property
     def fork_key(self) -> str:
         """What a fork server must have been made with to make this container; "" where the engine has none."""
+
+    @property
+    def boot_key(self) -> str:
+        """What a container booted beforehand must be like to become this one; "" where the engine has something faster."""
+
+    @property
+    def warm_key(self) -> str:
+        """The key of those that may wait for its request: `snapshot_key`, else `boot_key`."""
 
     @property
     def layer_keys(self) -> list[str]:
@@ -172,7 +198,7 @@ class RuntimeLike(Protocol):
     def assign(
         self, prepared: Any, running: Any, request: StartContainer, *, sources: Sources, image: BuiltImage | None = None
     ) -> Awaitable[tuple[Prepared, Running]]:
-        """Make a restored container that was given to nobody this request's. Raises `Unlike`: it is untouched, and not of its
+        """Make a container that waited and was given to nobody this request's. Raises `Unlike`: it is untouched, and not of its
         kind; the error tree, OSError: it is of no use to anyone. `prepared` and `running` are this runtime's own."""
 
     def collect_garbage(self, keep: Sequence[str] = ()) -> Awaitable[object]:
@@ -202,6 +228,6 @@ class Site:
     imports: Imports
     limits: Limits = Limits()
     takes_templates: bool = True
-    keeps_warm: bool = True  # containers restored from them beforehand
+    keeps_warm: bool = True  # containers restored, or booted, beforehand
     volumes: VolumeDesk | None = None
     gateway: str = ""  # its address as the worker dials it, for containers whose code may use it

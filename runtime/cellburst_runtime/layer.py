@@ -14,6 +14,7 @@ found by comparing with a list made at the start. `EmptyLayer` is for sessions w
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import secrets
 import shutil
@@ -27,11 +28,12 @@ import msgspec
 from cellburst_protocol.errors import ErrorCode, error
 from cellburst_protocol.messages import FileChange
 
-from .beneath import open_file, parts_of, write_file
+from .beneath import open_file, parent_folder, parts_of, write_file
 from .masks import TooManyEntries, is_masked, is_whiteout, walk
 
 # Made by tools, not by the session's code: listing them would hide what was written.
 _UNLISTED = frozenset({"__pycache__", ".ipynb_checkpoints", ".git", ".pytest_cache", ".mypy_cache", ".ruff_cache"})
+MAX_LOOKED_AT = 1_000  # entries of the session's own, before each cell
 MAX_LISTED = 10_000  # files in one answer; more are no list that anyone reads
 _OPAQUE = "trusted.overlay.opaque"  # set on a folder that was deleted and made again
 
@@ -40,6 +42,9 @@ class Layer(Protocol):
     """What a session wrote over the notebook's folder. All calls block; the worker makes them in a thread."""
 
     notes: list[str]
+
+    def look_again(self) -> None:
+        """Have a container that is up list what the host's folder got since. Takes well under a millisecond."""
 
     def file_list(self) -> list[FileChange]:
         """Files written or deleted since the session began, by path; not those that are as `file_put` left them."""
@@ -57,6 +62,9 @@ class EmptyLayer:
 
     def __init__(self) -> None:
         self.notes: list[str] = []
+
+    def look_again(self) -> None:
+        """Nothing."""
 
     def file_list(self) -> list[FileChange]:
         """Nothing."""
@@ -87,6 +95,7 @@ class OverlayLayer:
     notes: list[str]
     source: Path = Path("/nonexistent")  # the notebook's folder itself, on this machine
     put: dict[str, tuple[int, int]] = field(default_factory=dict)  # path -> size and mtime that `file_put` left
+    _seen_ns: dict[str, int] = field(default_factory=dict)  # folder -> the host's mtime of it when it was listed anew
 
     def __post_init__(self) -> None:
         """Know what an earlier container's layer on this store was given."""
@@ -103,6 +112,37 @@ class OverlayLayer:
         """Keep what `file_put` brought with the store. It may be full: then those files are listed as changed."""
         with contextlib.suppress(OSError):
             self._put_file.write_bytes(msgspec.json.encode(self.put))
+
+    def look_again(self) -> None:
+        """See `Layer.look_again`. overlayfs keeps the list that it made for a folder which somebody has open, until something is
+        changed through it; only of folders that have entries above and below, so these are few."""
+        for path in ("", *self._folders_above()):
+            try:
+                changed_ns = (self.lower / path).lstat().st_mtime_ns
+            except OSError:
+                continue  # it is the session's alone
+            if self._seen_ns.get(path) != changed_ns:
+                self._seen_ns[path] = changed_ns
+                self._touch(path)
+
+    def _folders_above(self) -> list[str]:
+        found: list[str] = []
+        waiting, entries = [""], 0
+        while waiting and entries < MAX_LOOKED_AT:
+            prefix = waiting.pop()
+            with contextlib.suppress(OSError), os.scandir(self.upper / prefix) as inside:
+                for entry in itertools.islice(inside, MAX_LOOKED_AT):
+                    entries += 1
+                    if entry.is_dir(follow_symlinks=False):
+                        found.append(prefix + entry.name)
+                        waiting.append(prefix + entry.name + "/")
+        return found
+
+    def _touch(self, path: str) -> None:
+        name = "/".join(filter(None, (path, f".cellburst-{secrets.token_hex(8)}")))
+        with contextlib.suppress(OSError), parent_folder(self.merged, name) as (folder, passing):  # full, or just gone
+            os.close(os.open(passing, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder))
+            os.unlink(passing, dir_fd=folder)
 
     def file_list(self) -> list[FileChange]:
         """See `Layer.file_list`. A file that only got another mode or time is not listed."""
@@ -183,6 +223,14 @@ class DirectLayer:
             return cls(folder, fetched, _snapshot(folder), notes)
         except TooManyEntries as problem:
             return cls(folder, fetched, None, [*notes, f"Changed files are not listed: {problem}."])
+
+    def look_again(self) -> None:
+        """It is the folder itself."""
+
+    def begin_again(self) -> None:
+        """The session begins now: what is there is not of its making. Raises TooManyEntries."""
+        if self.before is not None:
+            self.before = _snapshot(self.folder)
 
     def file_list(self) -> list[FileChange]:
         """See `Layer.file_list`: also what others changed meanwhile, which cannot be told apart here."""

@@ -89,6 +89,9 @@ class FolderLayer:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def look_again(self) -> None:
+        """It is the folder itself."""
+
     def file_list(self) -> list[FileChange]:
         """All files."""
         return [
@@ -136,10 +139,15 @@ class PlainPrepared:
     def __init__(self, runtime: PlainRuntime, request: StartContainer, folder: Path) -> None:
         self._runtime, self._request, self.folder = runtime, request, folder
         self.socket_path = folder / "var" / "ctl" / "s"
-        self.snapshot_key = runtime.key
-        self.fork_key = ""
-        self.key_parts = {"engine": runtime.key} if runtime.key else {}
+        self.snapshot_key = self.parked_key = runtime.key
+        self.fork_key = self.boot_key = ""
+        self.warm_key = runtime.key
+        self.key_parts = self.parked_parts = {"engine": runtime.key} if runtime.key else {}
+        self.parked_sizes_mib = 0
         self.layer_keys: list[str] = []
+
+    def take_sizes(self, sizes_mib: int) -> None:
+        """Nothing is restored."""
 
     def sources(self) -> dict[str, tuple[int, int]]:
         """No mounts."""
