@@ -232,7 +232,7 @@ class Cells:
     async def _secrets_released(self, session: Session, call: Call, container: ContainerHandle) -> bool:
         """Whether the cell may be sent: its container has its secrets. Else the call has ended, or somebody else goes on."""
         cell, desk = call.cell, self._hub.secret_desk
-        if cell is None or (cell.secrets is None and desk.of(session) is None):
+        if cell is None or (cell.secrets is None and not desk.ever(session)):
             return True
         try:
             await desk.release(session, call, container)

@@ -15,6 +15,7 @@ from cellburst_protocol.errors import ErrorCode, error
 DISCONNECT_GRACE_SECONDS = 600.0  # how long a session outlives its kernel or its worker's link
 MAX_TIMEOUT_SECONDS = 86400.0  # one call, unless the operator raises it
 MAX_BLOBS_BYTES = 20 * 1024**3  # of all values that lie between kernels and containers
+LEAST_BOUND_BYTES = 1 << 20  # of images and snapshots: what is below it is a mistake in the unit
 MAX_BLOB_BYTES = 64 * 1024**3  # more than a machine's GPU memory: larger is a mistake
 UNREACHABLE_SECONDS = 8.0  # eight missed heartbeats; shown within 10 s
 LOG_KEEP_DAYS = 30.0  # output of ended sessions, for `cellburst logs`
@@ -44,6 +45,8 @@ class GatewayConfig:
     log_keep_days: float = LOG_KEEP_DAYS
     max_queue: int = MAX_QUEUE
     parked_keep_days: float = PARKED_KEEP_DAYS
+    max_images_bytes: int = 0  # of the local worker, as the next; 0: it chooses by its disk
+    max_snapshots_bytes: int = 0
     volumes_url: str = ""  # of fsspec: s3://BUCKET/PREFIX; "" is the data folder
     volumes_options: dict[str, Any] = field(default_factory=dict)  # for that file system
     volumes_sync: bool = False  # wait for the disk at each chunk
@@ -116,6 +119,8 @@ def from_arguments(arguments: list[str] | None = None) -> GatewayConfig:
         max_blob_bytes=int(_number(table, "max_blob_bytes", MAX_BLOB_BYTES, 1024**2, 2**50)),
         log_keep_days=_number(table, "log_keep_days", LOG_KEEP_DAYS, 1, 36500),
         parked_keep_days=_number(table, "parked_keep_days", PARKED_KEEP_DAYS, 0.01, 3650),
+        max_images_bytes=_bound(table, "max_images_bytes"),
+        max_snapshots_bytes=_bound(table, "max_snapshots_bytes"),
         volumes_url=_text(table, "volumes_url", ""),
         volumes_options=_table(table, "volumes_options"),
         volumes_sync=bool(table.get("volumes_sync", False)),
@@ -188,6 +193,11 @@ def _table(table: dict[str, Any], key: str) -> dict[str, Any]:
 def _path(table: dict[str, Any], key: str) -> Path | None:
     text = _text(table, key, "")
     return Path(text).expanduser() if text else None
+
+
+def _bound(table: dict[str, Any], key: str) -> int:
+    """Bytes; 0 where it is not configured. The same least as `cellburst_worker.options`."""
+    return int(_number(table, key, 0, LEAST_BOUND_BYTES, 2**60)) if key in table else 0
 
 
 def _number(table: dict[str, Any], key: str, default: float, least: float, most: float) -> float:

@@ -65,8 +65,8 @@ class Hub:
     shutdown: asyncio.Event = field(default_factory=asyncio.Event)
     stopping: bool = False
     local_worker_wanted_at: float | None = None  # since when this machine's worker is due; None: there is none
-    endings: Endings = field(default_factory=Endings)
     # parts
+    endings: Endings = field(init=False)
     fleet: Fleet = field(init=False)
     sessions: Sessions = field(init=False)
     placer: Placer = field(init=False)
@@ -81,6 +81,9 @@ class Hub:
     _later: deque[Callable[[], object]] = field(default_factory=deque)
     _later_scheduled: bool = False
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.endings = Endings(self.store, self.later)
 
     def spawn(self, work: Coroutine[Any, Any, object]) -> None:
         """Run something beside; a failure is a defect and is logged whole."""

@@ -29,10 +29,12 @@ from cellburst_protocol.messages import (
     SetBudget,
     Shutdown,
     StopSession,
+    TakeEnds,
+    VerifyImages,
 )
 from cellburst_protocol.peer import Peer, Stream
 
-from . import reports, schedule_requests, spending
+from . import endings, reports, schedule_requests, spending
 from .kernel_stream import KernelStream
 from .store_rows import Role, TokenRecord
 
@@ -70,6 +72,8 @@ class KernelLink:
                 return reports.cost(self._hub, self._token.owner.workspace, message)
             case GetSpending():
                 return spending.report(self._hub, self._token.owner.workspace, message)
+            case TakeEnds():
+                return endings.take(self._hub, self._token.owner, message)
             case SetBudget():
                 self._may_act()
                 spending.set_budget(self._hub, self._token.owner, message)
@@ -88,6 +92,9 @@ class KernelLink:
             case PruneImages():
                 self._may_act()
                 return await self._hub.images.prune(self._token.owner.workspace, message)
+            case VerifyImages():
+                self._may_act()
+                return await self._hub.images.verify(self._token.owner.workspace, message)
             case ListSecrets():
                 return await self._hub.secret_desk.listed(self._token.owner)
             case ListReleases():

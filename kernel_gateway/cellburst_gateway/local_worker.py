@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from .fleet import process_lives
 
 if TYPE_CHECKING:
+    from .config import GatewayConfig
     from .hub import Hub
 
 FIRST_BACKOFF_SECONDS = 0.5
@@ -72,15 +73,7 @@ class LocalWorker:
 
     async def _run(self) -> None:
         config = self._hub.config
-        arguments = [
-            sys.executable, "-m", "cellburst_worker", "--join", self._hub.url,
-            "--token-file", str(config.data_folder / "worker-token"),
-            "--data-dir", str(config.data_folder), "--run-dir", str(config.run_folder),
-        ]  # fmt: skip
-        if config.simulate_gpus:
-            arguments += ["--simulate-gpus", config.simulate_gpus]
-        if config.engine:
-            arguments += ["--engine", config.engine]
+        arguments = command(config, self._hub.url)
         path = config.data_folder / "logs" / "worker.log"
         path.parent.mkdir(mode=0o700, exist_ok=True)
         with open(path, "ab", opener=_private) as output:
@@ -133,3 +126,17 @@ class LocalWorker:
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
+
+
+def command(config: GatewayConfig, url: str) -> list[str]:
+    """The worker's command line: what is configured for it, and nothing that it chooses better by its machine."""
+    chosen = {
+        "--simulate-gpus": config.simulate_gpus, "--engine": config.engine,
+        "--max-images-bytes": str(config.max_images_bytes or ""),
+        "--max-snapshots-bytes": str(config.max_snapshots_bytes or ""),
+    }  # fmt: skip
+    return [
+        sys.executable, "-m", "cellburst_worker", "--join", url, "--token-file", str(config.data_folder / "worker-token"),
+        "--data-dir", str(config.data_folder), "--run-dir", str(config.run_folder),
+        *(word for option, value in chosen.items() if value for word in (option, value)),
+    ]  # fmt: skip

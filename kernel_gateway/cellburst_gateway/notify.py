@@ -19,6 +19,7 @@ import asyncio
 import http.client
 import json
 import logging
+import shlex
 import smtplib
 import socket
 import ssl
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 TRY_SECONDS = 15.0
 AGAIN_SECONDS = (5.0, 30.0, 120.0, 600.0, 3600.0)  # after each failure but the last, which gives up
 MAX_ANSWER_BYTES = 1000
+NO_MAIL = "the gateway has no [smtp] in its configuration"
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +119,7 @@ class Notifier:
                 post(delivery.target, delivery.body.encode(), allow_private=self._private)
             else:
                 if self.mail is None:
-                    return "the gateway has no [smtp] in its configuration"
+                    return NO_MAIL
                 send_mail(self.mail, delivery.target, json.loads(delivery.body))
         except CellburstError as problem:
             return problem.info.message
@@ -212,9 +214,16 @@ def _answer(problem: smtplib.SMTPResponseException) -> str:
 
 def mail_text(told: dict[str, Any]) -> str:
     """What a mail says."""
-    lines = [f"{told['schedule']} ({told['notebook']}) {told['state']}: {told['reason']}.", ""]
+    lines = [
+        f"{told['schedule']} ({told['notebook']}) {told['state']}: {str(told['reason']).replace('_', ' ')}.",
+        "",
+    ]
     if told.get("error"):
         lines += [str(told["error"]), ""]
+    if told.get("event") == "runs_missed":
+        lines += [f"first due  {told['first_due']}", f"last due   {told['due']}", ""]
+        lines += [f"Run it now: cellburst schedule run {shlex.quote(str(told['schedule']))}"]
+        return "\n".join(lines) + "\n"
     lines += [
         f"due        {told['due']}",
         f"cost       ${told['cost_usd']} (reference prices)",

@@ -83,6 +83,14 @@ def waiting(
     return f"{what} on {host}{said}{ahead}"
 
 
+def waited(seconds: float) -> str:
+    """For how long a request has waited, to the minute: a list that is looked at must not change with every second."""
+    hours, minutes = divmod(int(seconds // 60), 60)
+    if not hours:
+        return f"waits {minutes} min" if minutes else "waits less than a minute"
+    return f"waits {hours} h {minutes} min" if minutes else f"waits {hours} h"
+
+
 def _holder(holding: Holding, machine: Machine, now: float) -> str:
     indices = sorted(g.index for g in machine.inventory.gpus if g.uuid in holding.gpus)
     gpus = f"GPU {', '.join(map(str, indices))} " if indices else ""

@@ -35,6 +35,7 @@ from .container_link import container_token
 from .containers import ContainerDetail, ContainerHandle
 from .park_rules import Cause, wanted_after
 from .placement import Holding, Machine, Placed, Refused, Request, Waits, place, place_all
+from .placement_words import waited
 from .session import Session
 
 if TYPE_CHECKING:
@@ -71,10 +72,14 @@ class Placer:
         self._told_waiting: dict[str, tuple[Peer | None, Waiting]] = {}  # by worker
         hub.metrics.gauge("cellburst_queue", "Calls that wait for capacity.", lambda: [((), len(self._queue))])
 
-    @property
-    def words(self) -> list[str]:
-        """The queue as lists show it."""
-        return [f"{w.session.record.name} of {w.session.record.notebook}: {w.told[1]}" for w in self._queue.values()]
+    def words(self, workspace: str) -> list[str]:
+        """The queue as lists of a workspace show it: who of its own waits, for how long, and for what."""
+        now = self._hub.clock.monotonic()
+        return [
+            f"{w.session.record.name} of {w.session.record.notebook} {waited(now - (w.call.queued_at or now))}: {w.told[1]}"
+            for w in self._queue.values()
+            if w.session.record.owner.workspace == workspace
+        ]
 
     # -- coming and going ------------------------------------------------------------------------------------------
 

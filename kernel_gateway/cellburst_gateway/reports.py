@@ -6,10 +6,14 @@ import os
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from cellburst_protocol.errors import CellburstError, ErrorCode, error
 from cellburst_protocol.messages import CostLine, CostReport, GetCost, GetLogs, Logs, Status
 
+from .containers import ContainerDetail
 from .session import Session
+from .store_rows import SessionCost
 
 if TYPE_CHECKING:
     from .hub import Hub
@@ -24,7 +28,7 @@ def status(hub: Hub, workspace: str) -> Status:
     return Status(
         gateway_pid=os.getpid(), gateway_url=hub.url, version=hub.version,
         uptime_seconds=round(hub.clock.monotonic() - hub.started_monotonic, 1), data_folder=str(hub.config.data_folder),
-        workers=rows, sessions=hub.sessions.rows(workspace), queue=hub.placer.words,
+        workers=rows, sessions=hub.sessions.rows(workspace), queue=hub.placer.words(workspace),
         gpu_usd_per_second={name: format(prices[name].usd_per_second, "f") for name in types},
         ended=hub.endings.of(workspace),
     )  # fmt: skip
@@ -62,11 +66,12 @@ def cost(hub: Hub, workspace: str, asked: GetCost) -> CostReport:
         usd = spent.usd + extra
         total += usd
         notes.add(spent.price_note)
+        session = hub.sessions.get(spent.session)
         lines.append(
             CostLine(
                 session=spent.session, notebook=spent.notebook, name=spent.name, seconds=round(spent.seconds + seconds, 3),
                 usd=format(usd, "f"), running=spent.running, usd_per_second=format(spent.usd_per_second, "f"),
-                what=_what(hub.sessions.get(spent.session)),
+                what=_hardware(session, spent), parked=_is_parked(session),
             )
         )  # fmt: skip
     return CostReport(total_usd=format(total, "f"), lines=lines, price_note="; ".join(sorted(n for n in notes if n)))
@@ -82,9 +87,18 @@ def _since_recorded(hub: Hub, session_id: str, now: float) -> tuple[Decimal, flo
     return extra, seconds
 
 
-def _what(session: Session | None) -> str:
-    if session is None or session.container is None:
-        return "parked" if session is not None and session.shown_parked is not None else ""
-    info = session.container.detail.info
+def _is_parked(session: Session | None) -> bool:
+    return session is not None and session.container is None and session.shown_parked is not None
+
+
+def _hardware(session: Session | None, spent: SessionCost) -> str:
+    """What the session runs on, or what its last container ran on."""
+    if session is not None and session.container is not None:
+        info = session.container.detail.info
+    else:
+        try:
+            info = msgspec.json.decode(spent.detail, type=ContainerDetail).info
+        except msgspec.MsgspecError:
+            return ""  # a container of an older version's record
     gpus = ", ".join(f"{gpu.type}{' (simulated)' if gpu.simulated else ''}" for gpu in info.gpus)
     return f"{gpus or 'no GPU'}, {info.cpu:g} cores, {info.memory_mib} MiB"

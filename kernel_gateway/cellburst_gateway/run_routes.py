@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -22,19 +23,31 @@ class RunRoute(Base):
             self.refuse(error(ErrorCode.FORBIDDEN, "this token may not look at what runs wrote").info)
 
     async def get(self, run: str, path: str | None = None) -> None:
-        """The bytes: of the executed notebook, or of the kept file of that path."""
+        """The bytes: of the executed notebook, or of the kept file of that path; `?from=N&count=M` of a part of it."""
         assert self.token is not None
+        begin, count = self._whole("from"), self._whole("count")
         source, kind = self._find(self.token.owner.workspace, run, path)
         try:
             file = source.open("rb")
         except FileNotFoundError:
             raise _nothing(run) from None
         with file:
+            left = max(0, os.fstat(file.fileno()).st_size - (begin or 0))
+            left = left if count is None else min(left, count)
+            file.seek(begin or 0)
             self.set_header("Content-Type", kind)
-            self.set_header("Content-Length", str(source.stat().st_size))
-            while chunk := file.read(CHUNK_BYTES):
+            self.set_header("Content-Length", str(left))
+            while left > 0 and (chunk := file.read(min(left, CHUNK_BYTES))):
+                left -= len(chunk)
                 self.write(chunk)
                 await self.flush()
+
+    def _whole(self, name: str) -> int | None:
+        """A number of the query, None without it. Raises RequestError (BAD_ARGUMENT)."""
+        text = self.get_query_argument(name, None)
+        if text is not None and not (text.isascii() and text.isdigit() and len(text) < 16):
+            raise error(ErrorCode.BAD_ARGUMENT, f"{name}={text[:40]!r} is no number of bytes", allowed="0 or more")
+        return None if text is None else int(text)
 
     def _find(self, workspace: str, run: str, path: str | None) -> tuple[Path, str]:
         schedules = self.hub.schedules

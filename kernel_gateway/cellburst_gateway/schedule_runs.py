@@ -7,13 +7,11 @@ each schedule. What a run is doing is in its row and its session's log, so that 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import secrets
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -22,19 +20,17 @@ import msgspec
 from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo
 from cellburst_protocol.schedules import (
     ACTIVE,
-    RUN_END_STATE,
-    Notify,
     RunReason,
     RunState,
     ScheduleSpec,
 )
 
 from . import schedule_times as times
-from .ledger import shown
 from .notify import Notifier
 from .run_driver import RunDriver
 from .run_files import RunFiles
 from .run_rules import again_after, detail_of
+from .run_told import MissedSoFar, missed_now, tell_end, tell_missed
 from .scheduler import Planned, Standing, Watch, decide
 from .store_schedules import RunRecord, ScheduleRecord
 
@@ -56,6 +52,7 @@ class Live:
     following: int | None = None
     runs: list[RunRecord] = field(default_factory=list)
     driver: RunDriver | None = None
+    missed: MissedSoFar | None = None  # not told yet: more are to be looked at
     stats: tuple[RunRecord | None, Decimal, list[Decimal]] | None = (
         None  # newest run, cost, costs of those that succeeded
     )
@@ -116,14 +113,14 @@ class ScheduleRuns:
         due = [live for live in self._live.values() if live.following is not None and live.following <= wall]
         if not due:
             return True
-        made: list[tuple[Live, list[RunRecord], bool]] = []
+        made: list[tuple[Live, list[RunRecord], bool, MissedSoFar | None]] = []
         complete = True
         with self._hub.store.together():  # a hundred in one second are one commit
             for live in due:
-                rows, ends_earlier, more = self._note(live, wall)
-                made.append((live, rows, ends_earlier))
+                rows, ends_earlier, more, missed = self._note(live, wall)
+                made.append((live, rows, ends_earlier, missed))
                 complete = complete and not more
-        for live, rows, ends_earlier in made:
+        for live, rows, ends_earlier, live.missed in made:
             record = self._hub.store.get_schedule(live.record.id)
             if record is not None:
                 live.record = record
@@ -138,9 +135,10 @@ class ScheduleRuns:
                     self._hub.metrics.add("cellburst_runs_total", reason=row.reason.value if row.reason else "")
             if live.following is None:
                 self._done(live)
+        self._notifier.next_look = 0.0
         return complete
 
-    def _note(self, live: Live, wall: float) -> tuple[list[RunRecord], bool, bool]:
+    def _note(self, live: Live, wall: float) -> tuple[list[RunRecord], bool, bool, MissedSoFar | None]:
         spec, record = live.spec, live.record
         waiting = sum(run.state is RunState.QUEUED for run in live.runs)
         standing = Standing(
@@ -149,10 +147,13 @@ class ScheduleRuns:
         )  # fmt: skip
         decision = decide(standing, wall, self._watch.cause)
         planned: list[tuple[str, Planned]] = [(new_id("r"), one) for one in decision.planned]
+        missed = missed_now(planned, live.missed)
+        telling = tell_missed(missed, spec, new_id, wall) if missed is not None and not decision.more else None
         rows = self._hub.store.note_instants(
-            record.id, seen_before=record.seen, seen=decision.seen, planned=planned, now=wall
+            record.id, seen_before=record.seen, seen=decision.seen, planned=planned, now=wall, telling=telling
         )
-        return rows or [], decision.replace and bool(rows), decision.more
+        kept = live.missed if rows is None else missed if decision.more else None
+        return rows or [], decision.replace and bool(rows), decision.more, kept
 
     def _aim(self, live: Live) -> None:
         live.following = times.following(live.spec.when, live.record.seen) if live.record.state == "active" else None
@@ -220,15 +221,7 @@ class ScheduleRuns:
                     )
                     live.runs = [moved if one.id == run.id else one for one in live.runs]
                     return
-                spec = live.spec
-                succeeded = reason is RunReason.DONE
-                detail.tell_jupyter = any(n.channel == "jupyter" and _wants(n, succeeded) for n in spec.notify)
-                body = json.dumps(_told(run, spec, reason, why, spent, wall))
-                tell = [
-                    (new_id("d"), n.channel, n.target, body)
-                    for n in spec.notify
-                    if n.channel != "jupyter" and _wants(n, succeeded)
-                ]
+                detail.tell_jupyter, tell = tell_end(run, live.spec, reason, why, spent, new_id, wall)
                 self._hub.store.end_run(
                     run.id, reason, now=wall, error=why, cost_usd=spent, detail=detail.text(), tell=tell
                 )
@@ -254,12 +247,13 @@ class ScheduleRuns:
         if live.driver is not None and live.driver.run.id == run.id:
             live.driver.cancel(reason)
             return
-        detail = detail_of(run)
-        self._hub.store.end_run(
-            run.id, reason, now=self._hub.clock.wall(), cost_usd=Decimal(detail.spent_usd), detail=detail.text()
-        )
+        detail, wall = detail_of(run), self._hub.clock.wall()
+        spent = Decimal(detail.spent_usd)
+        detail.tell_jupyter, tell = tell_end(run, live.spec, reason, None, spent, new_id, wall)
+        self._hub.store.end_run(run.id, reason, now=wall, cost_usd=spent, detail=detail.text(), tell=tell)
         live.runs = [one for one in live.runs if one.id != run.id]
         live.stats = None
+        self._notifier.next_look = 0.0
 
     def _forget_old(self, live: Live) -> None:
         spec = live.spec
@@ -286,19 +280,3 @@ def spec_of(text: str) -> ScheduleSpec:
 
 def new_id(prefix: str) -> str:
     return f"{prefix}-{secrets.token_hex(8)}"
-
-
-def _wants(one: Notify, succeeded: bool) -> bool:
-    return one.on_success if succeeded else one.on_failure
-
-
-def _told(
-    run: RunRecord, spec: ScheduleSpec, reason: RunReason, why: ErrorInfo | None, cost: Decimal, now: float
-) -> dict[str, object]:
-    """What a webhook is sent, and a mail is made of."""
-    return {
-        "event": "run_ended", "schedule": spec.name, "notebook": spec.notebook, "run": run.id, "attempt": run.attempt,
-        "state": RUN_END_STATE[reason].value, "reason": reason.value, "error": why.message if why is not None else "",
-        "due": datetime.fromtimestamp(run.instant, UTC).isoformat(), "ended": datetime.fromtimestamp(now, UTC).isoformat(),
-        "cost_usd": shown(cost).removeprefix("$"),
-    }  # fmt: skip

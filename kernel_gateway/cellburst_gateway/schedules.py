@@ -35,6 +35,7 @@ from cellburst_protocol.schedules import (
 from . import cron, cron_words
 from . import schedule_times as times
 from .cell_volumes import check_bucket_endpoints
+from .notify import NO_MAIL
 from .run_environment import environment_changes
 from .run_rules import row_of_run
 from .schedule_forecast import MEAN_OF, forecast
@@ -43,7 +44,6 @@ from .store_rows import Owner
 from .store_schedules import RunRecord
 
 SHOWN_INSTANTS = 5
-SHOWN_RUNS = 200  # of a schedule, for its cost
 
 
 class Schedules(ScheduleRuns):
@@ -139,6 +139,9 @@ class Schedules(ScheduleRuns):
                 info.missing.append(
                     f"volume {name!r} is not there: {why.info.next}" if why.info.next else why.info.message
                 )
+        mails = [one.target for one in info.spec.notify if one.channel == "email"]
+        if mails and self._notifier.mail is None:
+            info.missing.append(f"no mail can be sent to {', '.join(mails)}: {NO_MAIL}")
         return info
 
     def info(self, live: Live) -> ScheduleInfo:
@@ -162,11 +165,11 @@ class Schedules(ScheduleRuns):
         )  # fmt: skip
 
     def _stats(self, live: Live) -> tuple[RunRecord | None, Decimal, list[Decimal]]:
-        """The newest run, what all that are kept cost, and what each that succeeded cost, newest first."""
+        """The newest run, what all that are kept cost, and what each of the last ones that succeeded cost, newest first."""
         if live.stats is None:
-            runs = self._hub.store.list_runs(live.record.owner.workspace, schedule=live.record.id, limit=SHOWN_RUNS)
-            done = [run.cost_usd for run in runs if run.state is RunState.SUCCEEDED]
-            live.stats = runs[0] if runs else None, sum((run.cost_usd for run in runs), Decimal(0)), done
+            store = self._hub.store
+            newest = store.list_runs(live.record.owner.workspace, schedule=live.record.id, limit=1)
+            live.stats = newest[0] if newest else None, *store.run_costs(live.record.id, succeeded=MEAN_OF)
         last, cost, done = live.stats
         if last is not None:  # what runs changes all the time
             last = live.driver.run if live.driver is not None and live.driver.run.id == last.id else last
@@ -278,6 +281,10 @@ class Schedules(ScheduleRuns):
         if not schedule:
             return forecast([], when, self._hub.clock.wall())
         return self._forecast(self._find(workspace, schedule), when)
+
+    def still_missed(self) -> set[str]:
+        """Rows of missed instants that no notice hangs on yet: more of them are to be looked at."""
+        return {live.missed.row for live in self._live.values() if live.missed is not None}
 
     def users_of(self, workspace: str, *, secret: str = "", volume: str = "") -> list[str]:
         """Names of the schedules that use a secret or a volume."""

@@ -135,6 +135,14 @@ class SecretDesk:
             self._sessions[session] = self._hub.store.session_secrets(session.id)
         return self._sessions[session]
 
+    def ever(self, session: Session) -> tuple[str, ...]:
+        """Secrets that the session has or had, and those of the session outside it, whose code may have sent their values in."""
+        had, outer_id = self.of(session), outer_of(session.record.notebook)
+        outer = self._hub.sessions.get(outer_id) if outer_id else None
+        outside = self.of(outer) if outer is not None else None
+        both = (*(had.ever if had is not None else ()), *(outside.ever if outside is not None else ()))
+        return tuple(dict.fromkeys(both))
+
     def park_key(self, session: Session, parked: str) -> str:
         """What a parked session's bytes are encrypted with on its worker's disk (hex); "" where it never had a secret."""
         if not parked or self.of(session) is None:
@@ -161,11 +169,13 @@ class SecretDesk:
         Raises the error tree; then nothing was sent, and the call must not be handed over.
         """
         texts, had = (call.cell.secrets if call.cell is not None else None), self.of(session)
-        if texts is None and had is None:
+        ever = self.ever(session)
+        if texts is None and not ever:
             return
         uses, workspace = parse_uses(texts or []), session.record.owner.workspace
         wanted = {use.name: self._version(workspace, use.name, handle) for use in uses}
-        if handle.released is not None and handle.released == wanted and None not in wanted.values():
+        known = had is not None and set(ever) == set(had.ever)  # else the session outside was given more meanwhile
+        if known and handle.released is not None and handle.released == wanted and None not in wanted.values():
             return
         opened: list[Opened] = []
         try:
@@ -176,7 +186,7 @@ class SecretDesk:
         except CellburstError as why:
             self._record(session, handle, call.id, [], refused=(use.name, why))
             raise
-        ever = tuple(dict.fromkeys((*(had.ever if had is not None else ()), *(use.name for use in uses))))
+        ever = tuple(dict.fromkeys((*ever, *(use.name for use in uses))))
         message = ReleaseSecrets(hidden=await self._hidden(workspace, ever, uses))
         for found in opened:  # the later one wins
             message.environment.update(found.values)

@@ -14,6 +14,7 @@ thread (an executor of one) or directly; a lock inside keeps two callers apart. 
     store_sessions.py     sessions and who holds a name
     store_calls.py        calls
     store_containers.py   containers and workers
+    store_ends.py         what ended unwatched, and who was told of which end
     store_leases.py       leases and what was spent
     store_schedules.py    schedules, their runs, and who is told of them
     store_secrets.py      secrets (ciphertext), their releases, which sessions have some
@@ -70,6 +71,9 @@ All verbs (keyword-only after `*`):
     end_run(run_id, reason, *, now, error=None, cost_usd=0, detail=None, tell=()) -> (RunRecord, ended now: bool)
     get_run(id)    find_runs(workspace, start)    list_runs(workspace, *, schedule, ended_after, limit)    active_runs()
     runs_to_forget(schedule_id, *, keep, ended_before) -> [id]     delete_runs([id])
+    add_end(owner, thing, *, forget_before)                last_ends(workspace, *, limit) -> [EndedThing]
+    untold_ends(owner, *, after, limit) -> [EndedThing]    untold_runs(owner, *, after, limit) -> [RunRecord]
+    note_told(owner, [id], *, now, forget_before)
     due_deliveries(now, *, limit)  deliveries_of(run_id)  note_delivery(id, *, now, sent, error="", again_at=None)
     list_secrets(workspace)   get_secret(workspace, name)   secret_list(workspace)   secret_key_ids()
     put_secret(record, listed, *, expected_version) -> SecretRecord      delete_secrets(owner, names, listed) -> [name]
@@ -88,6 +92,7 @@ from __future__ import annotations
 
 from .store_calls import CallVerbs
 from .store_containers import ContainerVerbs
+from .store_ends import EndVerbs
 from .store_leases import LeaseVerbs
 from .store_rows import (
     CallRecord,
@@ -123,6 +128,7 @@ __all__ = [
 
 
 class Store(
-    TokenVerbs, SessionVerbs, CallVerbs, ContainerVerbs, LeaseVerbs, SecretVerbs, VolumeVerbs, ScheduleVerbs, SpendingVerbs
+    TokenVerbs, SessionVerbs, CallVerbs, ContainerVerbs, LeaseVerbs, SecretVerbs, VolumeVerbs, ScheduleVerbs, SpendingVerbs,
+    EndVerbs,
 ):  # fmt: skip
     """The record with all its verbs; make one with `Store.open`."""

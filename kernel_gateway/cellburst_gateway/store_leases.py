@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, and_, func, select
 
 from cellburst_protocol.errors import ErrorCode, error
 from cellburst_protocol.states import ContainerState, EndReason, SessionState
@@ -22,7 +22,7 @@ from .store_base import StoreBase
 from .store_containers import add_container, change_container
 from .store_prepared import insert_row, row_of, update_row
 from .store_rows import ContainerRecord, LeaseRecord, Owner, SessionCost
-from .store_schema import leases, sessions
+from .store_schema import containers, leases, sessions
 from .store_sessions import at_rest, change_session, locked_session
 
 
@@ -131,9 +131,18 @@ class LeaseVerbs(StoreBase):
         self, workspace: str, notebook: str | None = None, session: str | None = None
     ) -> list[SessionCost]:
         """What each session of a workspace cost so far, those with a lease, oldest first; of one notebook or session."""
-        columns = (*leases.c, sessions.c.notebook, sessions.c.name)
+        columns = (*leases.c, sessions.c.notebook, sessions.c.name, containers.c.detail)
+        # Details are some KB each, and only the newest is looked at.
+        newest = (
+            select(leases.c.session, func.max(leases.c.opened).label("opened")).where(leases.c.workspace == workspace)
+            .group_by(leases.c.session).subquery()
+        )  # fmt: skip
+        of_newest = and_(newest.c.session == leases.c.session, newest.c.opened == leases.c.opened)
         query = (
-            select(*columns).join(sessions, sessions.c.id == leases.c.session).where(leases.c.workspace == workspace)
+            select(*columns).join(sessions, sessions.c.id == leases.c.session)
+            .join(newest, of_newest, isouter=True)
+            .join(containers, and_(containers.c.id == leases.c.container, newest.c.session.is_not(None)), isouter=True)
+            .where(leases.c.workspace == workspace)
             .order_by(sessions.c.created, sessions.c.id, leases.c.opened, leases.c.id)
         )  # fmt: skip
         if notebook is not None:
@@ -144,7 +153,7 @@ class LeaseVerbs(StoreBase):
         with self._transaction() as c:
             for row in c.execute(query):
                 lease = _lease(row)
-                costs[lease.session] = _add(costs.get(lease.session), lease, row.notebook, row.name)
+                costs[lease.session] = _add(costs.get(lease.session), lease, row)
         return list(costs.values())
 
     def cost_inside(self, workspace: str, notebook_start: str) -> Decimal:
@@ -168,15 +177,16 @@ class LeaseVerbs(StoreBase):
             )
 
 
-def _add(so_far: SessionCost | None, lease: LeaseRecord, notebook: str, name: str) -> SessionCost:
+def _add(so_far: SessionCost | None, lease: LeaseRecord, row: Row[Any]) -> SessionCost:
     rate = lease.usd_per_second if lease.open else Decimal(0)
     spent = cost_usd(lease.billed_seconds, lease.usd_per_second)
     if so_far is None:
-        so_far = SessionCost(lease.session, lease.owner, notebook, name, 0.0, Decimal(0), False, Decimal(0), "")
+        so_far = SessionCost(lease.session, lease.owner, row.notebook, row.name, 0.0, Decimal(0), False, Decimal(0), "")
     return SessionCost(
-        session=lease.session, owner=so_far.owner, notebook=notebook, name=name, seconds=so_far.seconds + lease.billed_seconds,
+        session=lease.session, owner=so_far.owner, notebook=row.notebook, name=row.name,
+        seconds=so_far.seconds + lease.billed_seconds,
         usd=so_far.usd + spent, running=so_far.running or lease.open, usd_per_second=so_far.usd_per_second + rate,
-        price_note=lease.price_note or so_far.price_note,
+        price_note=lease.price_note or so_far.price_note, detail=row.detail or so_far.detail,
     )  # fmt: skip
 
 

@@ -144,7 +144,19 @@ SETTINGS = Migration(
     ),
 )
 
-MIGRATIONS: tuple[Migration, ...] = (FIRST, PARKING, VOLUMES, SECRETS, SCHEDULES, SETTINGS)
+ENDS = Migration(
+    7,
+    "what ended that nobody may have watched, and who was told of which end",
+    (
+        f"CREATE TABLE ends ({_OWNED}, thing TEXT NOT NULL, ended DOUBLE PRECISION NOT NULL)",
+        "CREATE INDEX ends_ended ON ends (workspace, ended)",
+        f"CREATE TABLE told ({_OWNED}, what TEXT NOT NULL, at DOUBLE PRECISION NOT NULL)",
+        "CREATE INDEX told_what ON told (workspace, owner, what)",
+        "CREATE INDEX told_at ON told (at)",
+    ),
+)
+
+MIGRATIONS: tuple[Migration, ...] = (FIRST, PARKING, VOLUMES, SECRETS, SCHEDULES, SETTINGS, ENDS)
 
 # Any number that no other program would take: it keeps two processes from migrating one PostgreSQL database at once.
 _PG_MIGRATION_LOCK = 0x43B_0001

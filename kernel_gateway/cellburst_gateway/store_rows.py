@@ -155,7 +155,7 @@ class WorkerRecord:
 @dataclass(frozen=True, slots=True)
 class SessionCost:
     """What one session cost so far, summed over its leases. `running` when a lease of it is open, `usd_per_second` the
-    rate of the open ones together."""
+    rate of the open ones together; `detail` is its newest container's JSON, which has the hardware as it was."""
 
     session: str
     owner: Owner
@@ -166,3 +166,4 @@ class SessionCost:
     running: bool
     usd_per_second: Decimal
     price_note: str
+    detail: str = ""

@@ -42,6 +42,20 @@ class ScheduleRecord:
     changed: float
 
 
+Told = tuple[str, str, str, str]
+"""Whom to tell: a delivery's id, channel, target and body."""
+
+
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """Of an instant at which nothing ran: what its row says, and who is told."""
+
+    run: str
+    error: ErrorInfo
+    detail: str
+    tell: Sequence[Told]
+
+
 @dataclass(frozen=True, slots=True)
 class RunRecord:
     """A run, or an instant that was none. `spec` is what it was begun with, "" before and after; `detail` JSON of the gateway's
@@ -199,9 +213,11 @@ class ScheduleVerbs(StoreBase):
     # -- runs ------------------------------------------------------------------------------------------------------
 
     def note_instants(
-        self, schedule_id: str, *, seen_before: int, seen: int, planned: Sequence[tuple[str, Planned]], now: float
-    ) -> list[RunRecord] | None:
+        self, schedule_id: str, *, seen_before: int, seen: int, planned: Sequence[tuple[str, Planned]], now: float,
+        telling: Telling | None = None,
+    ) -> list[RunRecord] | None:  # fmt: skip
         """Record instants, each with the id that its run gets, and move `seen`. An instant that has a record keeps it.
+        `telling` is of one of them, or of one that an earlier call recorded.
 
         None, and nothing changed, when the schedule is gone, is not active, or its `seen` is not `seen_before`.
         """
@@ -212,7 +228,11 @@ class ScheduleVerbs(StoreBase):
             owner = Owner(row.workspace, row.owner)
             made = [_add(c, run_id, owner, schedule_id, one, now) for run_id, one in planned]
             update_row(c, schedules, schedule_id, {"seen": seen})
-            return [one for one in made if one is not None]
+            if telling is not None and row_of(c, runs, telling.run) is not None:
+                error = msgspec.json.encode(telling.error).decode()
+                update_row(c, runs, telling.run, {"error": error, "detail": telling.detail})
+                _tell(c, owner, telling.run, telling.tell, now)
+            return [one if telling is None or one.id != telling.run else _locked_run(c, one.id) for one in made if one]
 
     def add_run(self, run_id: str, schedule_id: str, *, now: float) -> RunRecord:
         """A run that somebody asked for. Again: the same. Raises RequestError (NOT_FOUND)."""
@@ -246,9 +266,9 @@ class ScheduleVerbs(StoreBase):
 
     def end_run(
         self, run_id: str, reason: RunReason, *, now: float, error: ErrorInfo | None = None, cost_usd: Decimal = Decimal(0),
-        detail: str | None = None, tell: Sequence[tuple[str, str, str, str]] = (),
+        detail: str | None = None, tell: Sequence[Told] = (),
     ) -> tuple[RunRecord, bool]:  # fmt: skip
-        """End a run, and record whom to tell: (id, channel, target, body). The first end is final: a later one changes
+        """End a run, and record whom to tell. The first end is final: a later one changes
         nothing and gives False. Raises RequestError (NOT_FOUND), TransitionError."""
         with self._transaction() as c:
             before = _locked_run(c, run_id)
@@ -262,13 +282,7 @@ class ScheduleVerbs(StoreBase):
             if detail is not None:
                 values["detail"] = detail
             update_row(c, runs, run_id, values)
-            for delivery, channel, target, body in tell:
-                insert_row(
-                    c, deliveries,
-                    {"id": delivery, "workspace": before.owner.workspace, "owner": before.owner.principal, "run": run_id,
-                     "channel": channel, "target": target, "state": "due", "attempts": 0, "due": now, "error": "",
-                     "created": now, "ended": None, "body": body},
-                )  # fmt: skip
+            _tell(c, before.owner, run_id, tell, now)
             return _locked_run(c, run_id), True
 
     def get_run(self, run_id: str) -> RunRecord | None:
@@ -295,6 +309,17 @@ class ScheduleVerbs(StoreBase):
         query = query.order_by(runs.c.created.desc(), runs.c.instant.desc(), runs.c.id).limit(limit)
         with self._transaction() as c:
             return [_run(row) for row in c.execute(query)]
+
+    def run_costs(self, schedule_id: str, *, succeeded: int) -> tuple[Decimal, list[Decimal]]:
+        """What all runs of a schedule that are kept cost together, in US dollars, and what each of the newest so many that
+        succeeded did, newest first."""
+        of_it = select(runs.c.cost_usd).where(runs.c.schedule == schedule_id)
+        newest = of_it.where(runs.c.state == RunState.SUCCEEDED.value).order_by(
+            runs.c.created.desc(), runs.c.instant.desc(), runs.c.id
+        )
+        with self._transaction() as c:
+            total = sum((Decimal(row.cost_usd) for row in c.execute(of_it.where(runs.c.cost_usd != "0"))), Decimal(0))
+            return total, [Decimal(row.cost_usd) for row in c.execute(newest.limit(succeeded))]
 
     def active_runs(self) -> list[RunRecord]:
         """All runs without an end, in the order in which they were due."""
@@ -382,6 +407,16 @@ def _add(
          "spec": "", "detail": ""},
     )  # fmt: skip
     return _locked_run(c, run_id)
+
+
+def _tell(c: Connection, owner: Owner, run_id: str, tell: Sequence[Told], now: float) -> None:
+    for delivery, channel, target, body in tell:
+        insert_row(
+            c, deliveries,
+            {"id": delivery, "workspace": owner.workspace, "owner": owner.principal, "run": run_id,
+             "channel": channel, "target": target, "state": "due", "attempts": 0, "due": now, "error": "",
+             "created": now, "ended": None, "body": body},
+        )  # fmt: skip
 
 
 def _delete_runs(c: Connection, run_ids: Sequence[str]) -> None:

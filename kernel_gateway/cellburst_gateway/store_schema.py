@@ -119,6 +119,9 @@ runs = _owned(
 )  # fmt: skip
 # What a workspace has decided for itself, by name: `spending_budget` (decimal text, of a month).
 settings = _owned("settings", _text("name"), _text("value"), _time("changed"))
+# What ended that nobody may have watched, as JSON of an EndedThing; and who (`owner`) was told of it, or of a run's end.
+ends = _owned("ends", _text("thing"), _time("ended"))
+told = _owned("told", _text("what"), _time("at"))
 deliveries = _owned(
     "deliveries", _text("run"), _text("channel"), _text("target"), _text("state"), _whole("attempts"), _time("due"),
     _text("error"), _time("created"), _time("ended", True), _text("body"),

@@ -306,7 +306,7 @@ class Volumes:
         with store.together():
             whole = 0 < since < store.volume_horizon(id)
             version, entries = store.volume_files(id, since=0 if whole else since, prefix=path)
-        return VolumeFiles(version=version, entries=entries, whole=whole)
+        return VolumeFiles(id=id, version=version, entries=entries, whole=whole)
 
     def users_of(self, volume: str) -> list[str]:
         """What uses a volume, or what is shown as one (ids), in words for people."""

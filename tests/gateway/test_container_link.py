@@ -19,6 +19,8 @@ from cellburst_protocol.messages import (
     GetStatus,
     Interrupt,
     ListImages,
+    PutSecret,
+    ReleaseSecrets,
     SessionFound,
     Shutdown,
     StartContainer,
@@ -69,6 +71,35 @@ async def test_a_cell_from_inside_runs_in_the_outer_image_and_ends_with_it(house
     with pytest.raises(CellburstError) as refused:  # the token went with its container
         house.gateway.auth.check("cbc." + start.container)
     assert refused.value.code is ErrorCode.UNAUTHENTICATED
+
+
+async def test_what_the_outer_session_was_given_is_hidden_inside_too(house: House) -> None:
+    """Its code may send a secret's value in; the worker there is told what to hide, and the container is given nothing."""
+    worker = await house.worker()
+    for name in ("hub", "later"):
+        await (await house.cli()).peer.request(
+            PutSecret(name=name, values={"TOKEN": f"value-of-{name}"}, mode="create")
+        )
+    kernel = await house.kernel(notebook="/report.ipynb")
+    await kernel.run("print x", call="o1", with_link=True, secrets=["hub"])
+    await kernel.ended("o1")
+    (container,) = worker.containers.values()
+    link = await inside(house, container.start)
+    await link.session(notebook="whatever", kernel_id="k2")
+
+    async def inner(call: str) -> list[ReleaseSecrets]:
+        await link.run("print deep", call=call)
+        assert (await link.ended(call)).state is CallState.SUCCEEDED
+        there = next(c for name, c in worker.containers.items() if name != container.start.container)
+        return [message for message in there.received if isinstance(message, ReleaseSecrets)]
+
+    given = await inner("i1")
+    assert [(one.environment, one.hidden) for one in given] == [({}, {"hub.TOKEN": "value-of-hub"})]
+    assert len(await inner("i2")) == 1
+    await kernel.run("print x", call="o2", secrets=["later"])
+    await kernel.ended("o2")
+    given = await inner("i3")
+    assert len(given) == 2 and given[1].hidden == {"hub.TOKEN": "value-of-hub", "later.TOKEN": "value-of-later"}
 
 
 async def test_only_a_container_that_was_given_a_link_has_one(house: House) -> None:

@@ -6,17 +6,53 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
+from cellburst_gateway.app import Gateway
+from cellburst_gateway.config import GatewayConfig
 from cellburst_gateway.notify import mail_of
+from cellburst_gateway.run_told import MissedSoFar, missed_now, missed_words
+from cellburst_gateway.scheduler import Planned
 from cellburst_protocol.errors import CellburstError
-from cellburst_protocol.schedules import Notify
-from tests.gateway.scheduled import Scheduling, notebook
+from cellburst_protocol.schedules import Notify, RunReason, RunState, ScheduleSpec, When
+from tests.gateway.house import House
+from tests.gateway.scheduled import Scheduling, SetClock, notebook
+
+HOURLY = When(kind="every", every_seconds=3600)
+
+
+def missed(count: int, at: int = 0) -> list[tuple[str, Planned]]:
+    return [
+        (f"r{at + n}", Planned(1000 * (at + n), RunState.MISSED, RunReason.GATEWAY_DOWN, count=2 if n == 0 else 1))
+        for n in range(count)
+    ]
+
+
+def test_missed_instants_are_counted_over_looks_and_those_that_a_newer_one_replaces_are_not() -> None:
+    before = missed_now(missed(3), None)
+    assert before is not None and (before.count, before.first, before.last, before.row) == (4, 0, 2000, "r2")
+    newer: list[tuple[str, Planned]] = [
+        ("x", Planned(9000, RunState.MISSED, RunReason.NEWER)),
+        ("q", Planned(9500, RunState.QUEUED)),
+    ]
+    assert missed_now(newer, None) is None and missed_now(newer, before) == before
+    after = missed_now(missed(2, 10), before)
+    assert after is not None and (after.count, after.first, after.last, after.row) == (7, 0, 11000, "r11")
+    spec = ScheduleSpec(name="n", notebook="/n", when=When(kind="cron", cron="* * * * *", timezone="Europe/Berlin"))
+    assert missed_words(after, spec).text() == (
+        "7 times from Thu 1970-01-01 01:00 CET to Thu 1970-01-01 04:03:20 CET have passed while no gateway ran\n"
+        "Next: `cellburst service install` keeps the gateway up"
+    )
+    one = MissedSoFar(1, 60, 60, "r", RunReason.LATE)
+    assert (
+        "its time Thu 1970-01-01 01:01 CET has passed and the gateway was too late" in missed_words(one, spec).message
+    )
 
 
 @dataclass
@@ -106,6 +142,65 @@ async def test_a_webhook_is_told_and_told_again_after_a_failure(make_house: Any,
     assert (await client.runs(run=run))[0].tell_jupyter
 
 
+async def test_missed_instants_are_told_once_to_each_that_wants_failures(
+    config: GatewayConfig, hook: Hook, post_office: tuple[Post, int]
+) -> None:
+    """A machine that was off: one webhook and one mail say how many there were and when, whatever their number."""
+    post, port = post_office
+    raw = {
+        "smtp": {"host": "127.0.0.1", "port": port, "from": "cellburst@example.org", "tls": "none"},
+        "webhooks": {"allow_private": True},
+    }
+    clock = SetClock()
+    gateway = Gateway(replace(config, raw=raw), clock)
+    await gateway.start()
+    house = House(gateway)
+    try:
+        client = await Scheduling.of(house)
+        notify = [
+            Notify(channel="webhook", target=hook.url),
+            Notify(channel="email", target="ann@example.org", on_success=False),
+            Notify(channel="email", target="bob@example.org", on_failure=False),
+        ]
+        made = await client.put(notebook("print x"), HOURLY, missed="skip", notify=notify, keep_runs=0)
+        first = made.next_unix_seconds[0]
+        # more than one look takes, and more than have a row each; the last one half an hour ago
+        clock.pass_time(first + 4199 * 3600 + 1800 - clock.wall())
+        async with asyncio.timeout(30):
+            while not (hook.got and post.mails):
+                await asyncio.sleep(0.02)
+        (body,), (mail,) = hook.got, post.mails
+        assert (body["event"], body["state"]) == ("runs_missed", "missed") and mail.rcpt_tos == ["ann@example.org"]
+        rows = await client.runs(count=1000)
+        missed_count = sum(row.instants_count for row in rows if row.state is RunState.MISSED)
+        assert body["count"] == missed_count == 4200
+        assert datetime.fromisoformat(body["first_due"]).timestamp() == first
+        text = bytes(mail.content or b"").decode().replace("=\r\n", "").replace("\r\n", "\n")
+        assert "Subject: nightly: missed" in text and f"{missed_count} times from " in text
+        assert "cellburst schedule run nightly" in text and "schedule open" not in text
+        (row,) = [row for row in rows if row.id == body["run"]]
+        assert row.error is not None and "was told" in " ".join((await client.runs(run=row.id))[0].notes)
+        assert all(other.error is None for other in rows if other.id != row.id)
+    finally:
+        await house.close()
+
+
+async def test_a_queued_run_that_is_cancelled_is_told_too(make_house: Any, hook: Hook) -> None:
+    house = await make_house(raw={"webhooks": {"allow_private": True}})
+    await house.worker()
+    client = await Scheduling.of(house)
+    notify = [Notify(channel="webhook", target=hook.url), Notify(channel="jupyter", on_success=False)]
+    await client.put(notebook("wait"), notify=notify)
+    running, queued = (await client.run()).id, (await client.run()).id
+    await client.until(running, lambda row: row.state is RunState.RUNNING)
+    await client.cancel(queued)
+    await until_note(client, queued, "was told")
+    assert [(body["run"], body["reason"]) for body in hook.got] == [(queued, "cancelled")]
+    assert (await client.runs(run=queued))[0].tell_jupyter
+    await client.cancel(running)
+    await until_note(client, running, "was told")
+
+
 async def test_addresses_inside_are_not_dialled_unless_the_operator_says_so(make_house: Any, hook: Hook) -> None:
     _, client, run = await told(make_house, [Notify(channel="webhook", target=hook.url)], {})
     assert await until_note(client, run, "does not dial") and hook.got == []
@@ -120,6 +215,7 @@ async def test_mail_goes_to_a_real_server(make_house: Any, post_office: tuple[Po
     ]
     _, client, run = await told(make_house, notify, raw, "raise ValueError")
     await until_note(client, run, "ann@example.org was told")
+    assert (await client.get()).missing == []
     (mail,) = post.mails
     assert mail.rcpt_tos == ["ann@example.org"] and mail.mail_from == "cellburst@example.org"
     text = bytes(mail.content or b"").decode()
@@ -129,6 +225,12 @@ async def test_mail_goes_to_a_real_server(make_house: Any, post_office: tuple[Po
 async def test_without_a_mail_server_the_record_says_so(make_house: Any) -> None:
     _, client, run = await told(make_house, [Notify(channel="email", target="ann@example.org")], {})
     assert await until_note(client, run, "was not told: the gateway has no [smtp]")
+    words = ["no mail can be sent to ann@example.org: the gateway has no [smtp] in its configuration"]
+    assert (await client.get()).missing == words, "and it is said before"
+    put = await client.put(
+        notebook("print x"), name="other", notify=[Notify(channel="email", target="ann@example.org")]
+    )
+    assert put.missing == words and (await client.put(notebook("print x"), name="third")).missing == []
 
 
 @pytest.mark.parametrize(

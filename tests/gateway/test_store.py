@@ -49,10 +49,10 @@ def session(store: Store, id: str = "s1", **kwargs: object) -> object:
     return store.create_session(id, ANN, **given)  # type: ignore[arg-type]
 
 
-def place(store: Store, n: int = 1, gpus: tuple[str, ...] = ("GPU-0",)) -> object:
+def place(store: Store, n: int = 1, gpus: tuple[str, ...] = ("GPU-0",), **more: float | str) -> object:
     return store.place_container(
         f"c{n}", ANN, session="s1", worker="w1", lease=f"l{n}", epoch=3, gpus=gpus, cpu=1.5, memory_mib=2048, usd_per_second=RATE,
-        now=20.0, price_note="reference prices",
+        price_note="reference prices", **{"now": 20.0, **more},  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -375,6 +375,18 @@ def test_cost_is_the_sum_of_leases_to_the_last_digit(store: Store) -> None:
     assert store.cost_by_session("lab", "other.ipynb") == []
     assert store.cost_by_session("lab", session="s1") == [cost]
     assert store.cost_total("elsewhere") == 0
+
+
+def test_cost_has_the_newest_container_of_each_session_as_it_was(store: Store) -> None:
+    session(store)
+    place(store, detail="the first", now=20.0)
+    store.end_container("c1", EndReason.IDLE, now=30.0, seconds=10.0)
+    assert [cost.detail for cost in store.cost_by_session("lab")] == ["the first"]
+    place(store, 2, detail="the second", now=40.0)
+    assert [cost.detail for cost in store.cost_by_session("lab")] == ["the second"]
+    store.end_container("c2", EndReason.IDLE, now=50.0, seconds=10.0)
+    [cost] = store.cost_by_session("lab", session="s1")
+    assert (cost.detail, cost.seconds, cost.running) == ("the second", pytest.approx(20.0), False)
 
 
 def test_a_worker_joins_is_lost_and_joins_again(store: Store) -> None:

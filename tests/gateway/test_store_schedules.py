@@ -137,6 +137,42 @@ def test_old_runs_are_forgotten_by_number_and_age(store: Store) -> None:
     assert len(store.list_runs("lab")) == 4
 
 
+def test_missed_and_skipped_instants_do_not_push_real_runs_out(store: Store) -> None:
+    """A laptop that is mostly off: its few runs stay, however many instants nothing ran at; of these as many again are kept."""
+    put(store)
+    seen = 100
+    for day in range(4):
+        base = 1000 * (day + 1)
+        missed = [(f"m{day}-{n}", Planned(base + n, RunState.MISSED, RunReason.CLOCK)) for n in range(10)]
+        skipped = (f"s{day}", Planned(base + 50, RunState.SKIPPED, RunReason.OVERLAP))
+        ran = (f"r{day}", queued(base + 60))
+        made = store.note_instants(
+            "s1", seen_before=seen, seen=base + 60, planned=[*missed, skipped, ran], now=base + 60.0
+        )
+        assert made is not None and len(made) == 12
+        seen = base + 60
+        store.move_run(f"r{day}", RunState.STARTING, now=base + 61.0)
+        store.end_run(f"r{day}", RunReason.DONE, now=base + 62.0, cost_usd=Decimal("0.25"))
+    gone = store.runs_to_forget("s1", keep=3, ended_before=None)
+    kept = {run.id for run in store.list_runs("lab", limit=100)} - set(gone)
+    assert kept == {"r1", "r2", "r3", "s3", "m3-9", "m3-8"}
+    assert set(store.runs_to_forget("s1", keep=0, ended_before=2000.0)) == {"r0", "s0", *(f"m0-{n}" for n in range(10))}
+
+
+def test_the_cost_of_a_schedule_is_of_all_its_runs_that_are_kept(store: Store) -> None:
+    put(store)
+    assert store.run_costs("s1", succeeded=5) == (Decimal(0), [])
+    for number, reason in enumerate([RunReason.DONE, RunReason.RAISED, RunReason.DONE, RunReason.DONE]):
+        store.add_run(f"r{number}", "s1", now=100.0 + number)
+        store.move_run(f"r{number}", RunState.STARTING, now=100.0 + number)
+        store.end_run(f"r{number}", reason, now=200.0 + number, cost_usd=Decimal(number + 1))
+    missed = [(f"m{n}", Planned(1000 + n, RunState.MISSED, RunReason.CLOCK)) for n in range(250)]
+    assert store.note_instants("s1", seen_before=100, seen=2000, planned=missed, now=2000.0) is not None
+    assert store.run_costs("s1", succeeded=2) == (Decimal(10), [Decimal(4), Decimal(3)])
+    store.delete_runs(["r1"])
+    assert store.run_costs("s1", succeeded=9) == (Decimal(8), [Decimal(4), Decimal(3), Decimal(1)])
+
+
 def test_deliveries_are_recorded_with_the_end_and_tried_until_they_are_over(store: Store) -> None:
     put(store)
     store.add_run("r1", "s1", now=10.0)

@@ -208,7 +208,7 @@ async def test_paths_are_kept_as_they_are_or_refused(client: Client) -> None:
 
 
 async def test_a_commit_of_nonsense_is_refused_whole(client: Client) -> None:
-    await client.create()
+    made = await client.create()
     await client.send(DATA)
     good = file("good")
     half = Chunk(HASH, len(DATA))
@@ -232,7 +232,7 @@ async def test_a_commit_of_nonsense_is_refused_whole(client: Client) -> None:
         )
     assert (await client.refused("GET", "/volumes/data/files?since=-1")).code is ErrorCode.BAD_ARGUMENT
     assert (await client.refused("GET", "/volumes/data/files?since=1e9")).code is ErrorCode.BAD_ARGUMENT
-    assert await client.files("data") == VolumeFiles(version=0)
+    assert await client.files("data") == VolumeFiles(id=made.id, version=0)
     setuid = FileEntry(path="s", mode=0o104755, size_bytes=len(DATA), chunks=[half])
     await client.commit("data", 0, setuid)
     assert (await client.files("data")).entries[0].mode == 0o755

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
+from cellburst_gateway import reports
+from cellburst_gateway.placement_words import waited
 from cellburst_protocol.messages import Interrupt, Queued, Waiting
 from cellburst_protocol.resources import GpuChoice, Resources
 from tests.gateway.house import House
@@ -21,6 +25,16 @@ async def test_a_worker_is_told_what_waits_for_it_and_when_nothing_does(house: H
     await house.until(lambda: worker.waiting == [Waiting(count=1, memory_mib=700)])
     await third.run("print 3", call="c3", resources=ALL_GPUS)
     await house.until(lambda: worker.waiting[1:] == [Waiting(count=2, memory_mib=1400)])
+    hub = house.gateway.hub
+    session = next(session for session in hub.sessions if session.record.notebook == "/2.ipynb")
+    assert session.call is not None and session.call.queued_at is not None
+    session.call.queued_at -= 3 * 60 + 5
+    said = reports.status(hub, session.record.owner.workspace).queue
+    assert [line.partition(":")[0] for line in said] == [
+        "default of /2.ipynb waits 3 min", "default of /3.ipynb waits less than a minute",
+    ]  # fmt: skip
+    assert "is held by" in said[0] and "1 ahead in the queue" in said[1]
+    assert house.gateway.hub.placer.words("another") == [], "whose notebooks wait is nobody else's business"
     # It has joined anew: what it knew is gone.
     before = len(worker.waiting)
     await worker.drop_link()
@@ -32,3 +46,18 @@ async def test_a_worker_is_told_what_waits_for_it_and_when_nothing_does(house: H
     await house.until(lambda: worker.waiting[-1] == Waiting())
     worker.release()
     await first.ended("c1")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.0, "less than a minute"),
+        (59.9, "less than a minute"),
+        (60.0, "1 min"),
+        (3599.0, "59 min"),
+        (7200.0, "2 h"),
+        (7560.0, "2 h 6 min"),
+    ],
+)
+def test_a_wait_is_told_to_the_minute(seconds: float, words: str) -> None:
+    assert waited(seconds) == f"waits {words}"
