@@ -36,13 +36,14 @@ async def serve(options: Options) -> None:
     """Run a worker until SIGTERM, SIGINT or the gateway's Shutdown. Raises CellburstError for what cannot work."""
     url = link_url(options.join)
     options.read_token()  # a missing file is said at once and not in a loop
-    private_folder(options.data_folder)
-    private_folder(options.run_folder)
+    private_folder(options.data_folder, "data folder")
+    private_folder(options.run_folder, "run folder")
     stop = _stop_by_signal()
     with lock(options.run_folder):
         runtime = await _unless(stop, Runtime.create(
             run_folder=options.run_folder, data_folder=options.data_folder,
             simulate_gpus=options.simulate_gpus, engine=options.engine,
+            image_limit_bytes=options.max_images_bytes, snapshot_limit_bytes=options.max_snapshots_bytes,
         ))  # fmt: skip
         if runtime is None:
             log.info("stopped before the machine's engines were tried to the end")
@@ -107,6 +108,7 @@ async def _unless(stop: asyncio.Event, work: Coroutine[None, None, _T]) -> _T | 
 
 async def _until_stopped(stop: asyncio.Event, worker: Worker, link: GatewayLink) -> None:
     running = [asyncio.create_task(link.run()), asyncio.create_task(worker.beat())]
+    running.append(asyncio.create_task(worker.image_watch.run()))
     asked = [asyncio.create_task(event.wait()) for event in (stop, worker.shutdown_asked)]
     try:
         done, _ = await asyncio.wait({*running, *asked}, return_when=asyncio.FIRST_COMPLETED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from cellburst_protocol.messages import PhaseTime, RunnerStart, StartContainer
 from cellburst_runtime.engine import ContainerExit
@@ -17,7 +18,9 @@ from .outbound import Outbound
 from .runner_link import RunnerLink
 from .site import Prepared, Running, Site
 from .volumes import ContainerVolumes
-from .warm_pool import WarmPool
+
+if TYPE_CHECKING:
+    from .warm_pool import WarmPool
 
 OUTPUT_LIMIT_BYTES = 32 * 1024 * 1024  # a cell's output in full; then its tail
 MATPLOTLIB_BACKEND = "module://matplotlib_inline.backend_inline"
@@ -51,8 +54,12 @@ class Body:
 
     @property
     def template_key(self) -> str:
-        """What a template or a fork server for the next ones like it must match; "" where there can be none."""
-        return self.snapshot_key or (self.prepared.fork_key if self.prepared is not None else "")
+        """What a template, a fork server or a booted container for the next ones like it must match; "" where there can be
+        none."""
+        if self.prepared is None:
+            return ""
+        boot_key = self.prepared.boot_key if self.site.keeps_warm else ""
+        return self.snapshot_key or self.prepared.fork_key or boot_key
 
     async def open_door(self, prepared: Prepared) -> None:
         """Let the container's code reach the gateway, if its request says so."""

@@ -35,6 +35,7 @@ from . import endings
 from .body import Body
 from .calls import Call, Calls
 from .endings import Ending
+from .fresh import preload_of
 from .inbound import Inbound
 from .leases import Lease
 from .outbound import Outbound
@@ -150,7 +151,7 @@ class WorkerContainer:
         return Facts(
             container=self.id, key=self._body.template_key, busy=bool(self._calls.running),
             quiet_seconds=now - self._busy_seen, ready_seconds=now - self._ready_since,
-            cells_done=self._calls.ended_count, imports=self._imports(),
+            cells_done=self._calls.ended_count, imports=preload_of(self._site, self.request),
         )  # fmt: skip
 
     @property
@@ -162,12 +163,6 @@ class WorkerContainer:
     def parks(self) -> bool:
         """Whether its session is being put away."""
         return self._desk.busy
-
-    def _imports(self) -> list[str]:
-        """What its template should have imported: what the image says, and what the notebook did."""
-        recipe = self.request.recipe
-        named = recipe.preload if recipe is not None else []
-        return list(dict.fromkeys([*named, *self._site.imports.of(self.request.notebook)]))
 
     def has_call(self, call: str) -> bool:
         """Whether the call was given to this container."""
@@ -232,7 +227,8 @@ class WorkerContainer:
         if self._body.volumes is not None:
             self._body.volumes.begin()
         if self._pool is not None:
-            self._pool.started(self._body.snapshot_key, self.request, self._body.image)
+            assert self._body.prepared is not None
+            self._pool.started(self._body.prepared, self.request, self._body.image)
 
     async def _forget_parked(self) -> None:
         """The gateway knows that the session is up again: what was parked of it is not needed any more."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from cellburst_protocol.errors import ErrorInfo
 from cellburst_protocol.framing import Buffer
 from cellburst_protocol.messages import IOPub, NameGroup, ReleaseSecrets, encode
 from cellburst_protocol.secrets import MAX_VALUE_BYTES
@@ -24,9 +25,12 @@ from .redact import Redactor, TextStream
 from .values import FILE_NAME, FILE_PREFIX
 
 READ_BYTES = 4 * 1024 * 1024
-# Fields that are ours: hashes and ids must not change because a value of six digits is in them.
+HIDDEN_MARK = "****("  # what every hidden value begins with, see `redact.py`
+# Fields that are ours: hashes and ids must not change because a value of six digits is in them. Names of `home` are sealed as
+# they are: a group with a value in one of its names does not leave (`held_back`). What the container's code chooses, such as a
+# file's path, is not ours.
 _OURS = frozenset({
-    "t", "hash", "mac", "call", "container", "session", "lease", "id", "known_as", "home", "parts", "path", "image_id",
+    "t", "hash", "mac", "call", "container", "session", "lease", "id", "known_as", "home", "parts", "image_id",
     "mirror_identity", "value_key", "msg_type",
 })  # fmt: skip
 
@@ -61,6 +65,16 @@ class Hiding:
         """Values that the container is about to get, and those that it had."""
         now = {f"{release.origins.get(key, 'secret')}.{key}": value for key, value in release.environment.items()}
         self._redactor.add({**now, **release.hidden})
+
+    def know(self, given: Iterable[tuple[str, str]]) -> None:
+        """Values that a parked session's container had, as its `given` was."""
+        for label, value in given:
+            self._redactor.add({label: value})
+
+    @property
+    def given(self) -> list[tuple[str, str]]:
+        """Every value that is hidden, with its label `name.KEY`: also those that were replaced since."""
+        return self._redactor.given
 
     # -- events of the runner --------------------------------------------------------------------------------------
 
@@ -117,7 +131,7 @@ class Hiding:
             header["msg_id"] = f"{header['msg_id']}-rest"
         whole = {
             **message, "header": header, "metadata": self._redactor.strings(message.get("metadata", {})),
-            "content": {**message["content"], "text": text},
+            "content": {**self._redactor.strings({**message["content"], "text": ""}), "text": text},
         }  # fmt: skip
         head = encode(IOPub(msg_type="stream", text_bytes=len(text.encode("utf-8", "replace"))))
         return [Shown(head, [json.dumps(whole, separators=(",", ":")).encode()], call)]
@@ -143,6 +157,32 @@ class Hiding:
         """One text."""
         return self._redactor.text(text)
 
+    def data(self, buffer: Buffer) -> bytes:
+        """Raw bytes beside an answer's content."""
+        return self._redactor.data(bytes(buffer))
+
+    def error(self, info: ErrorInfo) -> ErrorInfo:
+        """An error's texts."""
+        text = self.text
+        return msgspec.structs.replace(
+            info, message=text(info.message), allowed=text(info.allowed), next=text(info.next),
+            detail=self._redactor.strings(info.detail),
+        )  # fmt: skip
+
+    def paths(self, paths: Iterable[str]) -> dict[str, str]:
+        """What each path is shown as. Two that would be shown alike are told apart by a number, always in the same way."""
+        shown: dict[str, str] = {}
+        taken = set(paths)
+        for path in sorted(taken):
+            name = base = self.text(path)
+            number = 1
+            while name != path and name in taken:
+                number += 1
+                name = f"{base}~{number}"
+            taken.add(name)
+            shown[path] = name
+        return shown
+
     def _fields(self, value: Any) -> Any:
         if isinstance(value, dict):
             return {key: item if key in _OURS else self._fields(item) for key, item in value.items()}
@@ -153,10 +193,12 @@ class Hiding:
     # -- values ----------------------------------------------------------------------------------------------------
 
     def held_back(self, groups: Sequence[NameGroup], buffers: Sequence[Buffer], out: Path) -> set[int]:
-        """Which groups (by their place) have a secret's value in their bytes: inline ones, or files of OUT. Blocks."""
+        """Which groups (by their place) have a secret's value in their names or bytes: inline ones, or files of OUT. Blocks."""
         waiting = iter(buffers)
         found = set()
         for number, group in enumerate(groups):
+            if any(self.text(name) != name for name in group.names):
+                found.add(number)
             for part in group.parts:
                 if part.at == "inline":
                     buffer = next(waiting, b"")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import fcntl
 import os
 import socket
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -13,6 +15,11 @@ from typing import IO
 from blake3 import blake3
 
 from cellburst_protocol.errors import ErrorCode, error
+
+START_ROOM_BYTES = 1024 * 1024  # a spool's first segment, sockets and the engine's test: what a gateway asks for too
+
+
+LEAST_BYTES = 1 << 20  # a bound below it is a mistake in the unit
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,8 @@ class Options:
     name: str
     log_json: bool
     warm_pool: bool = True
+    max_images_bytes: int | None = None  # None: by the disk, see `image_room` and `SnapshotStore`
+    max_snapshots_bytes: int | None = None
 
     def read_token(self) -> str:
         """The token, read again at each dial so that a new one takes effect. Raises RequestError (UNAUTHENTICATED)."""
@@ -66,29 +75,54 @@ def parse(arguments: list[str]) -> Options:
         "--warm-pool", action=argparse.BooleanOptionalAction, default=os.environ.get("CELLBURST_WARM_POOL", "") != "0",
         help="keep restored containers ready for images in use (default: unless CELLBURST_WARM_POOL=0)",
     )  # fmt: skip
+    parser.add_argument(
+        "--max-images-bytes", type=_size, metavar="BYTES",
+        help="what images and downloads for them may take on the disk (default: 50 GiB, or half of what is free if less)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-snapshots-bytes", type=_size, metavar="BYTES",
+        help="what templates and parked sessions may take on the disk (default: 50 GiB, or half of what is free if less)",
+    )  # fmt: skip
     parser.add_argument("--log-json", action="store_true", help="logs as JSON lines")
     given = parser.parse_args(arguments)
     return Options(
         join=given.join, token_file=given.token_file, token=given.token, data_folder=given.data_dir.absolute(),
         run_folder=given.run_dir.absolute(), simulate_gpus=given.simulate_gpus, engine=given.engine, name=given.name,
-        log_json=given.log_json, warm_pool=given.warm_pool,
+        log_json=given.log_json, warm_pool=given.warm_pool, max_images_bytes=given.max_images_bytes,
+        max_snapshots_bytes=given.max_snapshots_bytes,
     )  # fmt: skip
 
 
-def private_folder(path: Path) -> Path:
-    """Make `path` a 0700 folder of this user. Raises RequestError when it cannot be made or is another's."""
+def _size(text: str) -> int:
+    if not text.isdecimal() or int(text) < LEAST_BYTES:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of bytes of {LEAST_BYTES} or more")
+    return int(text)
+
+
+def private_folder(path: Path, what: str) -> Path:
+    """Make `path` a folder of this user with mode 0700. Raises RequestError when it cannot be made or written, or is another's,
+    PlatformError (DISK_FULL) when it has no room for a start."""
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         if path.stat().st_uid != os.geteuid():
             raise error(
-                ErrorCode.FORBIDDEN, f"the folder {str(path)!r} belongs to another user", next="choose another one"
+                ErrorCode.FORBIDDEN, f"the {what} {str(path)!r} belongs to another user", next="choose another one"
             )
         path.chmod(0o700)
+        with tempfile.TemporaryFile(dir=path) as probe:  # an empty file finds room on a full disk
+            probe.write(bytes(START_ROOM_BYTES))
+            probe.flush()
     except OSError as why:
+        if why.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise error(
+                ErrorCode.DISK_FULL, f"the disk of the {what} {str(path)!r} is full: {why.strerror}",
+                allowed=f"a worker starts with {START_ROOM_BYTES // 1024**2} MiB or more of free space there",
+                next="free some space, or give a folder on another disk (--data-dir, --run-dir)",
+            ) from None  # fmt: skip
         raise error(
             ErrorCode.BAD_ARGUMENT,
-            f"the folder {str(path)!r} cannot be made: {why.strerror}",
-            next="choose another one",
+            f"the {what} {str(path)!r} cannot be written: {why.strerror}",
+            next="give a folder of your own (--data-dir, --run-dir)",
         ) from None
     return path
 

@@ -2,7 +2,8 @@
 
 A message that needs no work is passed on with the head the runner gave it, in the same turn of the event loop. One that
 needs a thread (values in files, a list of files) waits in a queue with all that come after it, so that order holds. The
-runner gets credit back for what was spooled, as long as the spool is not full.
+runner gets credit back for what was spooled, as long as the spool is not full. Over 400 lines: whatever leaves a container passes
+here, in one order.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from .early import Leaving
 from .feed import Feed
 from .hiding import Hiding
 from .runner_link import MAX_UNPROCESSED_BYTES, RunnerLink
+from .side import shown_files
 from .site import Layer, Site
 from .spool import Spool
 from .values import Taken, is_small, take, take_blob
@@ -108,6 +110,16 @@ class Outbound:
         if self.hiding is None:
             self.hiding = Hiding()
         self.hiding.add(release)
+
+    def know_hidden(self, given: Sequence[tuple[str, str]]) -> None:
+        """The container is about to be restored, and had these (`Hiding.given`)."""
+        if given:
+            self.hiding = self.hiding or Hiding()
+            self.hiding.know(given)
+
+    def clear_text(self, text: str) -> str:
+        """A text of the container's for a log or a list, without its secrets."""
+        return text if self.hiding is None else self.hiding.text(text)
 
     def _let_go(self, hiding: Hiding) -> None:
         for shown in hiding.settle():
@@ -247,7 +259,11 @@ class Outbound:
         self.grant()
 
     def _drop(self, incoming: Incoming, why: object) -> None:
-        what = {"container": self._container, "type": type(incoming.message).__name__, "why": str(why)}
+        what = {
+            "container": self._container,
+            "type": type(incoming.message).__name__,
+            "why": self.clear_text(str(why)),
+        }
         log.warning("a runner's message was dropped", extra=what)
 
     # -- ends of cells ---------------------------------------------------------------------------------------------
@@ -271,7 +287,7 @@ class Outbound:
         done.files = await self._files()
         done.ended_by = EndReason.TIMEOUT if call.limit.timed_out else None
         done.error = None
-        self.on_imported(done.imported)
+        self.on_imported([name for name in done.imported if self.clear_text(name) == name])
         done.imported = []
         done.mac = mac.sign(call.value_key, "out", done.home) if call.value_key else ""
         self._ended(id)
@@ -319,11 +335,10 @@ class Outbound:
         if self.layer is None:
             return []
         try:
-            return await asyncio.to_thread(self.layer.file_list)
+            return await asyncio.to_thread(shown_files, self.layer, self.hiding)
         except (CellburstError, OSError) as why:
-            log.warning(
-                "the files of a session could not be listed", extra={"container": self._container, "why": str(why)}
-            )
+            what = {"container": self._container, "why": self.clear_text(str(why))}
+            log.warning("the files of a session could not be listed", extra=what)
             return []
 
     def _executor_ended(self, ended: ExecutorEnded) -> None:
@@ -331,7 +346,7 @@ class Outbound:
         ended.ended_by = EndReason.TIMEOUT if call is not None and call.limit.timed_out else None
         if ended.call and not self._calls.knows(ended.call):
             ended.call = ""
-        self.last_executor_text = ended.text
+        self.last_executor_text = self.clear_text(ended.text)
         self._leaving.drop()
         if self.restoring:
             return
@@ -375,15 +390,16 @@ class Outbound:
                 await self._site.exchange.publish([reply.blob.hash])
         except (CellburstError, OSError) as why:
             reply, kept = SideReply(id=reply.id, error=_info(why)), ()
-        if self.hiding is not None:
-            reply.content = self.hiding.content(reply.content)
-            if reply.error is not None:
-                reply.error.message = self.hiding.text(reply.error.message)
+        if self.hiding is not None and not reply.groups:
+            kept = [self.hiding.data(buffer) for buffer in kept]  # of widgets
         reply.mac = mac.sign(key, f"side:{reply.id}", reply.groups) if key else ""
         self.answer(reply, kept)
 
     def answer(self, reply: SideReply | ValueComing, buffers: Sequence[Buffer] = ()) -> None:
         """Send an answer if the gateway is there; it asks again after a lost link."""
+        if self.hiding is not None and isinstance(reply, SideReply):
+            reply.content = self.hiding.content(reply.content)
+            reply.error = self.hiding.error(reply.error) if reply.error is not None else None
         if self.stream is not None:
             try:
                 self.stream.post(reply, buffers)

@@ -72,7 +72,10 @@ class ParkDesk:
             event = await parking.run()
         except Exception as why:
             info = _info(why)
-            log.warning("a session could not be put away", extra={"container": self._body.id, "why": info.message})
+            log.warning(
+                "a session could not be put away",
+                extra={"container": self._body.id, "why": self._body.outbound.clear_text(info.message)},
+            )
             self._body.outbound.emit(ParkFailed(parked=parking.id, error=info))
             self._parking = None
             if parking.thawed:

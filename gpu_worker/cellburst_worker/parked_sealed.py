@@ -7,13 +7,16 @@ processes is not put away. The key comes with each request and stays in memory.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+
+import msgspec
 
 from cellburst_protocol.errors import ErrorCode, error
 from cellburst_runtime import sealed_files
 from cellburst_runtime.snapshot_manifest import STORE, Manifest, SnapshotUnusable
 
+HIDDEN = "cellburst-hidden.json"  # beside the engine's files of an opened checkpoint, and encrypted as they are
 MEMORY_SPARE_BYTES = 256 << 20  # left to the machine beside a checkpoint in memory
 
 
@@ -41,12 +44,15 @@ def check_memory(size_bytes: int) -> None:
 
 
 async def checkpoint(
-    container: Path, target: Path, key: str, size_bytes: int, take: Callable[[Path], Awaitable[object]]
-) -> None:
-    """Have `take` write a checkpoint into memory, and encrypt it into the folder `target`. Raises what `take` does, OSError."""
+    container: Path, target: Path, key: str, size_bytes: int, hidden: Sequence[tuple[str, str]],
+    take: Callable[[Path], Awaitable[object]],
+) -> None:  # fmt: skip
+    """Have `take` write a checkpoint into memory, and encrypt it into the folder `target`, with the values that are hidden in
+    what the session shows (`Hiding.given`). Raises what `take` does, OSError."""
     folder = await sealed_files.memory_folder(container, size_bytes)
     try:
         await take(folder)
+        _write_hidden(folder, hidden)
         await asyncio.to_thread(sealed_files.seal_folder, folder, target, sealed_files.key_of(key))
     finally:
         await sealed_files.forget_memory_folder(container)
@@ -70,15 +76,34 @@ def open_store(copy: Path, key: str) -> Path:
     return plain
 
 
-async def open_checkpoint(manifest: Manifest, sealed: Path, container: Path, key: str) -> Path:
-    """Decrypt a checkpoint into memory below the container's folder. Raises SnapshotUnusable, PlatformError, OSError."""
+async def open_checkpoint(
+    manifest: Manifest, sealed: Path, container: Path, key: str
+) -> tuple[Path, list[tuple[str, str]]]:
+    """Decrypt a checkpoint into memory below the container's folder. Returns where, and the values that were hidden in what the
+    session showed: its memory has them, also those that were replaced since. Raises SnapshotUnusable, PlatformError, OSError."""
     if not key:
         raise SnapshotUnusable("it is encrypted, and its key did not come")
     size_bytes = sum(path.stat().st_size for path in sealed.iterdir())
     # Runs of zeros take no room in the sealed files: they are holes of the opened ones.
     folder = await sealed_files.memory_folder(container, size_bytes)
     await asyncio.to_thread(sealed_files.open_folder, sealed, folder, sealed_files.key_of(key))
-    return folder
+    return folder, await asyncio.to_thread(_take_hidden, folder)
+
+
+def _write_hidden(folder: Path, hidden: Sequence[tuple[str, str]]) -> None:
+    path = folder / HIDDEN
+    path.touch(mode=0o600)
+    path.write_bytes(msgspec.json.encode(hidden))
+
+
+def _take_hidden(folder: Path) -> list[tuple[str, str]]:
+    path = folder / HIDDEN
+    try:
+        hidden = msgspec.json.decode(path.read_bytes(), type=list[tuple[str, str]])
+    except FileNotFoundError:
+        return []  # put away by an earlier version
+    path.unlink()
+    return hidden
 
 
 async def opened(container: Path) -> None:

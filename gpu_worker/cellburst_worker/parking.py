@@ -23,6 +23,7 @@ from pathlib import Path
 from cellburst_protocol.errors import CellburstError, ErrorCode, error, from_info
 from cellburst_protocol.messages import (
     ContainerParked,
+    EngineInfo,
     NameGroup,
     ParkContainer,
     ParkedInfo,
@@ -169,15 +170,18 @@ class Parking:
         live_files = await asyncio.to_thread(self._running.live_files, frozen.files)
         whole = self._can_restore(live_files)
         if self._request.park_key:
-            parked_sealed.only_whole(self._running.engine.name, whole, self._notes)
+            why = [] if self._prepared.snapshot_key else [_why_no_snapshot(self._running.engine)]
+            parked_sealed.only_whole(self._running.engine.name, whole, self._notes or why)
             parked_sealed.check_memory(await self._memory_bytes())
         if not whole and frozen.lost and not frozen.groups:
             raise error(
                 ErrorCode.UNPICKLABLE,
-                f"this session cannot be put away: the engine {self._running.engine.name} takes no snapshot of it, and none of "
-                f"its names can be kept by value ({_list([lost.name for lost in frozen.lost])})",
+                f"this session cannot be put away: {_why_no_snapshot(self._running.engine)}, and none of its names can be kept "
+                f"by value ({_list([lost.name for lost in frozen.lost])})",
                 next="%modal stop ends it; it lives on until then",
             )
+        if not self._prepared.snapshot_key:
+            self._notes.append(f"Its processes are not kept: {_why_no_snapshot(self._running.engine)}.")
         expected_bytes = names_bytes(frozen.groups) + (await self._memory_bytes() if whole else 0)
         draft = early
         if draft is None:
@@ -230,10 +234,11 @@ class Parking:
     def _manifest(self, groups: list[NameGroup], lost: list[RemoteName], live_files: list[LiveFile]) -> Manifest:
         request = self._body.request
         return Manifest(
-            kind="session", id=self.id, key=self._prepared.snapshot_key, key_parts=dict(self._prepared.key_parts),
+            kind="session", id=self.id, key=self._prepared.parked_key, key_parts=dict(self._prepared.parked_parts),
             session=request.session, notebook=request.notebook, parked_unix_seconds=self._site.clock.wall(),
             live_files=live_files, names=groups, lost=lost, layers=self._prepared.layer_keys,
-            encrypted=bool(self._request.park_key),
+            encrypted=bool(self._request.park_key), memory_mib=request.resources.memory_mib,
+            sizes_mib=self._prepared.parked_sizes_mib,
         )  # fmt: skip
 
     async def _checkpoint(self, draft: Draft) -> bool:
@@ -250,7 +255,10 @@ class Parking:
         try:
             if key:
                 memory_bytes = await self._memory_bytes()
-                await parked_sealed.checkpoint(self._prepared.folder, folder, key, memory_bytes, self._take_checkpoint)
+                hidden = body.outbound.hiding.given if body.outbound.hiding is not None else []
+                await parked_sealed.checkpoint(
+                    self._prepared.folder, folder, key, memory_bytes, hidden, self._take_checkpoint
+                )
             else:
                 await container.checkpoint(folder)
         except CheckpointFailed as why:
@@ -361,6 +369,15 @@ def parked_info(manifest: Manifest) -> ParkedInfo:
         size_bytes=manifest.size_bytes, names=[name for group in manifest.names for name in group.names],
         lost=list(manifest.lost), parked_unix_seconds=manifest.parked_unix_seconds,
     )  # fmt: skip
+
+
+def _why_no_snapshot(engine: EngineInfo) -> str:
+    """Why a container of this engine has no snapshot's key."""
+    if engine.snapshot:
+        return f"{engine.name} takes no snapshot of a container with a real GPU"
+    if engine.name == "gvisor" and engine.unprivileged:
+        return "gVisor takes snapshots as root only"
+    return f"the engine {engine.name} takes no snapshots"
 
 
 def _list(names: Sequence[str]) -> str:

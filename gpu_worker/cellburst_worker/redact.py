@@ -49,6 +49,7 @@ class Redactor:
         self._longest = 0
         self._bytes: list[bytes] = []
         self._values: list[bytes] = []
+        self.given: list[tuple[str, str]] = []  # each value that is hidden, with its label
 
     def __repr__(self) -> str:
         return f"Redactor({len(self._forms)} forms)"
@@ -61,6 +62,7 @@ class Redactor:
         for label, value in values.items():
             if len(value) >= MIN_HIDDEN_CHARACTERS and value.encode() not in self._values:
                 self._values.append(value.encode())
+                self.given.append((label, value))
             for text in forms(value):
                 self._forms.setdefault(text, _Form(text, f"****({label})"))
         self._longest = max(map(len, self._forms), default=0)

@@ -18,7 +18,23 @@ ORDER: tuple[Rung, ...] = ("snapshot", "warm", "template", "boot")
 WARM_SECONDS = 5.0  # its runner only has to dial again, and to take over the environment
 RESTORE_SECONDS = 20.0  # a restore takes under 2 s; one that takes ten times that hangs, and a boot is quicker
 RESTORE_BYTES_PER_SECOND = 50_000_000  # of the slowest disk that is waited for
-SHOWN_DIFFERENCES = 3  # parts of two keys that are named in a sentence
+# By part of a key (`snapshot_key`, `engine_gvisor`): what is told of a mismatch. Hashes say nothing to a reader.
+_WHY = {
+    "machine": "it was taken on another machine, or in another file system",
+    "kernel": "this machine's kernel was {before} then and is {now} now",
+    "CPU": "this machine has another CPU now",
+    "engine": "gVisor on this machine is another version now",
+    "runner": "Cellburst was updated since",
+    "image": "the environment is another one now, or its packages were changed",
+    "bundle": "the packages that run cells were updated since",
+    "CPUs": "it ran with cpu={before_number} and cpu={now_number} is asked for: libraries make their threads for that number",
+    "engine flags": "its network or its limits are other ones now",
+    "variables": "environment variables of the kernel that libraries read when they are loaded are others now",
+    "process": "it is to run as another user or by another interpreter",
+    "memory": "it ran with another size of memory",
+    "mounts": "other folders are shown in it now",
+    "files": "users, hosts or the time zone of this machine are others now",
+}
 
 
 class Rungs:
@@ -67,8 +83,12 @@ def unusable(rung: Rung, why: str) -> str:
 
 
 def difference(mine: Mapping[str, str], here: Mapping[str, str]) -> str:
-    """Why a snapshot with the key parts `mine` cannot be restored into a container with the parts `here`; "" if it can."""
-    names = [name for name in sorted({*mine, *here}) if mine.get(name) != here.get(name)]
-    told = [f"{name} was {mine.get(name) or 'not there'}, is {here.get(name) or 'not there'}" for name in names]
-    more = f" and {len(told) - SHOWN_DIFFERENCES} more" if len(told) > SHOWN_DIFFERENCES else ""
-    return "; ".join(told[:SHOWN_DIFFERENCES]) + more
+    """Why a snapshot with the key parts `mine` cannot be restored into a container with the parts `here`; "" if it can. What
+    comes first in `_WHY` is the cause of what comes behind it, mostly, so that one sentence says enough."""
+    names = [name for name in (*_WHY, *sorted({*mine, *here} - _WHY.keys())) if mine.get(name) != here.get(name)]
+    if not names:
+        return ""
+    name, before, now = names[0], mine.get(names[0], ""), here.get(names[0], "")
+    text = _WHY.get(name, "{name} was {before}, is {now}")
+    first = {"before_number": before.partition(",")[0], "now_number": now.partition(",")[0]}
+    return text.format(name=name, before=before or "not there", now=now or "not there", **first)

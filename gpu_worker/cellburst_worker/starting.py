@@ -29,7 +29,8 @@ from cellburst_protocol.messages import (
     StartKind,
 )
 from cellburst_runtime.runtime import STORES
-from cellburst_runtime.snapshot_manifest import NAMES, Manifest, SnapshotUnusable
+from cellburst_runtime.snapshot_failures import MOST_FAILURES
+from cellburst_runtime.snapshot_manifest import NAMES, Manifest, SnapshotKind, SnapshotUnusable
 
 from .body import Body, start_message
 from .images import BuildLogs, build_secrets, pack_files
@@ -40,6 +41,8 @@ from .rungs import WARM_SECONDS, Rung, Rungs, detail, difference, restore_second
 from .site import Prepared
 
 FORKED = "fork server"  # what the phase of a boot says that was none
+TOO_OFTEN = f"restoring it failed {MOST_FAILURES} times in a row; it is tried again after a day"
+SANDBOX_MIB = 32  # what a sandbox takes beside what it restores: 20 MiB were measured
 LOAD_SECONDS = 120.0  # 1 GB of names from a cold disk
 
 log = logging.getLogger(__name__)
@@ -66,6 +69,8 @@ class Starting:
         self._notes: list[str] = []
         self._image_detail = ""
         self._bound_seconds = 0.0  # of the restore under way
+        self._booted = False  # the warm container at hand was, and not restored
+        self._unfit: list[str] = []  # why warm containers were not used
         self._talk = body.talk("started")
 
     async def run(self) -> ContainerReady:
@@ -84,12 +89,14 @@ class Starting:
                 if not rungs.failed(rung, str(why)):
                     raise
                 log.warning("a restore failed", extra={"container": self._body.id, "rung": rung, "why": str(why)})
-                if rung != "warm":
-                    await asyncio.to_thread(self._site.runtime.snapshots.failed, prepared.snapshot_key)
+                if rung in ("snapshot", "template"):
+                    await asyncio.to_thread(self._site.runtime.snapshots.failures.failed, *self._counted(rung))
                 await self._clear_away()
                 prepared = await self._prepare()
-        if rung in ("snapshot", "template"):
-            await asyncio.to_thread(self._site.runtime.snapshots.succeeded, prepared.snapshot_key)
+        if rung == "snapshot":
+            await asyncio.to_thread(self._site.runtime.snapshots.failures.succeeded, *self._counted(rung))
+        elif rung == "template":
+            await asyncio.to_thread(self._site.runtime.snapshots.used, prepared.snapshot_key)
         kind, lost = await self._give_names(rungs.kind(rung), rung)
         running = self._body.running
         assert running is not None
@@ -118,22 +125,45 @@ class Starting:
     async def _rungs(self, prepared: Prepared) -> Rungs:
         parked, key = self._parked, self._body.snapshot_key
         if parked is not None and parked.manifest.key:
-            if not parked.why_not and parked.manifest.key != key:
-                differs = difference(parked.manifest.key_parts, prepared.key_parts) if key else ""
-                parked.why_not = differs or "this container's engine restores none"
+            if not parked.why_not:
+                parked.why_not = await asyncio.to_thread(self._differs, parked.manifest, prepared)
             if not parked.why_not and self._body.volumes is not None:
                 parked.why_not = self._body.volumes.stale
-            if not parked.why_not and self._site.runtime.snapshots.disabled(key):
-                parked.why_not = "restoring failed too often here"
+            if not parked.why_not and self._site.runtime.snapshots.failures.too_many(*self._counted("snapshot")):
+                parked.why_not = TOO_OFTEN
             if parked.why_not:
                 self._told("restore", 0.0, unusable("snapshot", parked.why_not))
         self._template = await asyncio.to_thread(self._site.runtime.snapshots.template, key) if key else None
+        if key and self._template is None and self._site.runtime.snapshots.disabled(key):
+            self._told("restore", 0.0, unusable("template", TOO_OFTEN))
+        if self._unfit and self._template is None and self._body.running is None:  # else the template says it
+            self._told("restore", 0.0, unusable("warm", self._unfit[-1]))
         return Rungs(
             snapshot=parked is not None and bool(parked.manifest.key) and not parked.why_not,
             template=self._template is not None,
             parked=parked is not None or self._body.request.names is not None,
             warm=self._body.running is not None,
         )
+
+    def _differs(self, manifest: Manifest, prepared: Prepared) -> str:
+        """Why the parked process cannot go on in this container, "" if it can: more or less memory is no reason."""
+        if not prepared.snapshot_key:
+            return "this container's engine restores none"
+        if manifest.sizes_mib and manifest.sizes_mib != prepared.parked_sizes_mib:
+            prepared.take_sizes(manifest.sizes_mib)
+        if manifest.key != prepared.parked_key:
+            return difference(manifest.key_parts, prepared.parked_parts)
+        need_mib = (self._site.runtime.snapshots.checkpoint_bytes(manifest) >> 20) + SANDBOX_MIB
+        limit_mib = self._body.request.resources.memory_mib
+        if limit_mib < manifest.memory_mib and need_mib > limit_mib:
+            return f"it needs {need_mib} MiB of memory, and {limit_mib} MiB are asked for now"
+        return ""
+
+    def _counted(self, rung: Rung) -> tuple[SnapshotKind, str]:
+        """Whose failures to be restored are counted: all sessions have one template, and each its own snapshots."""
+        if rung == "snapshot" and self._parked is not None:
+            return "session", self._parked.manifest.session or self._parked.manifest.id
+        return "template", self._body.snapshot_key
 
     # -- one rung --------------------------------------------------------------------------------------------------
 
@@ -153,12 +183,14 @@ class Starting:
 
     async def _from_pool(self) -> Prepared | None:
         body = self._body
-        if self._parked is not None or body.pool is None or body.volumes is not None:
-            return None  # what a session wrote comes back with its store; volumes are shown before a sandbox starts
-        taken = await body.pool.take(body.request, body.image)
+        if body.pool is None or body.volumes is not None:
+            return None  # volumes are shown before a sandbox starts
+        if self._parked is not None and await asyncio.to_thread(self._needs_its_own, self._parked):
+            return None
+        taken = await body.pool.take(body.request, body.image, self._unfit.append)
         if taken is None:
             return None
-        body.prepared, body.running = taken.prepared, taken.running
+        body.prepared, body.running, self._booted = taken.prepared, taken.running, taken.booted
         body.outbound.folder = taken.prepared.folder
         await body.link.listen(taken.prepared.socket_path)
         await body.open_door(taken.prepared)
@@ -181,6 +213,10 @@ class Starting:
         await body.open_door(prepared)
         return prepared
 
+    def _needs_its_own(self, parked: Parked) -> bool:
+        """Whether more than names is kept: a process to be restored, or files that come back with the container's store."""
+        return bool(parked.manifest.key) or self._site.runtime.snapshots.has_store(parked.manifest)
+
     def _copy_store(self, parked: Parked) -> Path | None:
         snapshots = self._site.runtime.snapshots
         try:
@@ -194,6 +230,8 @@ class Starting:
             return None
 
     async def _climb(self, rung: Rung) -> tuple[RunnerHello, RunnerReady]:
+        if rung != "snapshot" and self._body.prepared is not None:
+            await asyncio.to_thread(self._body.prepared.take_sizes, 0)  # those of a parked process are for it alone
         if rung == "boot":
             hello = await self._phase("boot", self._come_up(None))
             return hello, await self._phase("enter", self._enter(restored=False, reseed=False))
@@ -205,7 +243,7 @@ class Starting:
         try:
             async with asyncio.timeout(seconds):
                 restoring = self._greet() if rung == "warm" else self._restore(manifest)
-                hello = await self._phase("restore", restoring, rung)
+                hello = await self._phase("boot" if rung == "warm" and self._booted else "restore", restoring, rung)
                 entering = self._enter(restored=True, reseed=rung != "snapshot")
                 return hello, await self._phase("enter", entering, rung)
         except TimeoutError:
@@ -228,7 +266,8 @@ class Starting:
             return await self._come_up(checkpoint)
         prepared = self._body.prepared
         assert prepared is not None
-        folder = await open_checkpoint(manifest, checkpoint, prepared.folder, self._body.request.park_key)
+        folder, hidden = await open_checkpoint(manifest, checkpoint, prepared.folder, self._body.request.park_key)
+        self._body.outbound.know_hidden(hidden)  # before it may say anything
         hello = await self._come_up(folder)
         await opened(prepared.folder)
         return hello
@@ -327,7 +366,7 @@ class Starting:
                 text = str(why) or _too_slow(self._bound_seconds)
                 self._told(name, self._site.clock.monotonic() - began, unusable(rung, text))
             raise
-        what = detail(rung) if name == "restore" and rung else self._image_detail if name == "image" else ""
+        what = detail(rung) if name in ("restore", "boot") and rung else self._image_detail if name == "image" else ""
         if name == "boot" and self._body.running is not None and self._body.running.forked:
             what = FORKED
         self._told(name, self._site.clock.monotonic() - began, what)

@@ -1,7 +1,8 @@
 """Takes templates in the background: a container that nobody uses is booted, frozen with imports, checkpointed, removed.
 
 `TemplatePolicy` says when. One at a time, at low priority, without a lease: it holds nothing that the gateway counts, and
-the machine must have far more memory free than it needs. Where the engine has no snapshots, a fork server is made instead.
+the machine must have far more memory free than it needs. Where the engine has no snapshots, a fork server is made instead, or
+the warm pool is told what to import.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import contextlib
 import logging
 import os
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from cellburst_protocol.errors import CellburstError, ErrorCode, error, from_info
-from cellburst_protocol.messages import RunnerFreeze, RunnerFrozen, RunnerReady, StartContainer
+from cellburst_protocol.errors import CellburstError, ErrorCode, error
+from cellburst_protocol.messages import StartContainer
 from cellburst_runtime.engine import ContainerExit
 from cellburst_runtime.engine_base import finish
 from cellburst_runtime.fork_server import ForkFailed
@@ -29,13 +31,14 @@ from cellburst_runtime.snapshots import Draft
 
 from . import endings
 from .answers import Answers, Talk
-from .body import MATPLOTLIB_BACKEND, start_message
+from .body import MATPLOTLIB_BACKEND
+from .fresh import JustWritten, freeze_fresh, unfit_module
 from .parking import DETACH_SECONDS
 from .runner_link import RunnerLink
 from .site import Prepared, Running, Site
 from .template_policy import NEED_BYTES, Facts, TemplatePolicy, Want
+from .warm_pool import WarmPool
 
-PRELOAD_SECONDS = 300.0  # hundreds of modules from a cold disk, at low priority
 NICE = 10
 MEMORY_INFO = Path("/proc/meminfo")
 
@@ -45,8 +48,8 @@ log = logging.getLogger(__name__)
 class Templates:
     """The templates of one worker. `tick` once a second; `close` at the end."""
 
-    def __init__(self, site: Site) -> None:
-        self._site = site
+    def __init__(self, site: Site, pool: WarmPool) -> None:
+        self._site, self._pool = site, pool
         self._policy = TemplatePolicy()
         self._task: asyncio.Task[None] | None = None
 
@@ -76,19 +79,31 @@ class Templates:
         requests: Mapping[str, StartContainer],
         images: Mapping[str, BuiltImage | None],
     ) -> None:
+        want = None
         try:
-            have = await asyncio.to_thread(self._have, {fact.key for fact in facts})
+            have = {**await asyncio.to_thread(self._have, {fact.key for fact in facts}), **self._pool.preloaded()}
             usable = [fact for fact in facts if not self._disabled(fact.key)]
             want = self._policy.due(self._site.clock.monotonic(), usable, have, free_bytes())
             if want is None:
                 return
+            if self._pool.boots(want.key):
+                self._pool.preload(want.key, want.preload)
+                return  # the pool chooses when to boot; nothing is tried here
             self._policy.tried(want, self._site.clock.monotonic())
             if self._site.runtime.fork_servers.knows(want.key):
                 await self._warm(want)
             else:
                 await self._take(want, requests[want.container], images[want.container])
+        except JustWritten as why:
+            assert want is not None
+            self._policy.written(want)
+            log.info("a template is to be taken again", extra={"why": str(why)})
         except (CellburstError, ForkFailed, OSError) as why:
-            log.warning("a template could not be taken", extra={"why": str(why)})
+            if want is not None and (module := unfit_module(why)):
+                self._policy.unfit(want, module)
+                log.info("a module is not preloaded", extra={"module": module, "why": str(why)})
+            else:
+                log.warning("a template could not be taken", extra={"why": str(why)})
         except Exception:
             log.exception("taking a template failed")
 
@@ -157,17 +172,12 @@ class _Making:
         """Boot, freeze, checkpoint, seal. Raises the error tree, OSError."""
         prepared, limits = self._prepared, self._site.limits
         await self._link.listen(prepared.socket_path)
+        booted_ns = time.time_ns()  # as file systems stamp
         self._running = running = await prepared.start()
         await asyncio.to_thread(_make_nice, prepared.folder)
         container = running.container
         await self._talk.hello(container, limits.hello_seconds)
-        start = start_message(running)
-        await self._talk.ask(container, start, RunnerReady, limits.ready_seconds, "its executor did not start")
-        freeze = RunnerFreeze(preload=list(want.preload))
-        frozen, _ = await self._talk.ask(container, freeze, RunnerFrozen, PRELOAD_SECONDS, "did not freeze")
-        if frozen.error is not None:
-            raise from_info(frozen.error)
-        live_files = await asyncio.to_thread(running.live_files, frozen.files)
+        preloaded, live_files = await freeze_fresh(self._talk, running, want.preload, limits, booted_ns)
         if unfound := [file.path for file in live_files if not file.inode]:
             raise error(ErrorCode.CONFLICT, f"a file that it has open is not there any more: {unfound[0]}")
         usage = await container.usage()
@@ -179,7 +189,7 @@ class _Making:
                 draft,
                 Manifest(
                     kind="template", id=want.key, key=want.key, key_parts=dict(prepared.key_parts), notebook=notebook,
-                    live_files=live_files, preloaded=frozen.preloaded, layers=prepared.layer_keys,
+                    live_files=live_files, preloaded=preloaded, layers=prepared.layer_keys,
                 ),
             )  # fmt: skip
         finally:

@@ -1,9 +1,10 @@
-"""How many restored containers wait for a session, and of which key. Pure: facts and time are passed in.
+"""How many containers wait for a session, and of which key. Pure: facts and time are passed in.
 
 A key that was started lately keeps one warm container, two while it is started often; none ten minutes after its last
 start. All together keep to a share of the memory that no lease holds, least recently used keys giving way first, and there
 are none at all on a machine that is short of memory. What requests wait for is not held: while any waits none is made, and
-those stay that fit beside the memory it asks for.
+those stay that fit beside the memory it asks for. One that must be booted takes seconds of processor time: it is made when
+no cell runs, or when its key has waited for that for long.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ SHORT_BYTES = 2 << 30  # a machine with less free memory has none to wait with
 SPARE_FACTOR = 2  # so much more must be free for another one, or it would go again at once
 SETTLE_SECONDS = 1.0  # after a start: its first cell has the machine to itself
 AGAIN_SECONDS = 60.0  # after one that did not come up
+PATIENCE_SECONDS = 30.0  # after its key's last start: a boot then waits no longer for cells to end
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,14 @@ class Held:
 @dataclass(frozen=True)
 class Machine:
     """What the worker's machine has and holds. `busy`: a container starts or is put away, or requests wait; `wanted_bytes` is
-    the memory that those ask for."""
+    the memory that those ask for. `quiet`: no cell runs, nor did a moment ago."""
 
     memory_bytes: int
     leased_bytes: int
     free_bytes: int
     busy: bool = False
     wanted_bytes: int = 0
+    quiet: bool = True
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,12 @@ class WarmPolicy:
         often = sum(now_seconds - start < OFTEN_SECONDS for start in starts) >= OFTEN_STARTS
         return OFTEN_WARM if often else 1
 
-    def plan(self, now_seconds: float, held: Sequence[Held], templates: Collection[str], machine: Machine) -> Plan:
+    def plan(
+        self, now_seconds: float, held: Sequence[Held], templates: Collection[str], machine: Machine,
+        booted: Collection[str] = (),
+    ) -> Plan:  # fmt: skip
         """What to do now. `held`: the warm containers, those to be kept longest first; `templates`: the keys that one can be
-        made of."""
+        made of; `booted`: those of them that have no template and must be booted."""
         for one in held:
             self._cost_bytes[one.key] = max(LEAST_BYTES, one.memory_bytes or 0)
         room = self._room(now_seconds, templates, machine)
@@ -96,7 +102,8 @@ class WarmPolicy:
                 room[one.key] -= 1
             else:
                 drop.append(one.id)
-        fill = next((key for key, more in room.items() if more and self._may_fill(key, now_seconds, machine)), "")
+        may = [key for key, more in room.items() if more and self._may_fill(key, now_seconds, machine)]
+        fill = next((key for key in may if key not in booted or self._may_boot(key, now_seconds, machine)), "")
         return Plan(tuple(drop), fill)
 
     def _room(self, now_seconds: float, templates: Collection[str], machine: Machine) -> dict[str, int]:
@@ -118,6 +125,9 @@ class WarmPolicy:
         enough = machine.free_bytes >= SHORT_BYTES + SPARE_FACTOR * self._cost(key)
         failed = key in self._failed and now_seconds - self._failed[key] < AGAIN_SECONDS
         return settled and enough and not failed and not machine.busy
+
+    def _may_boot(self, key: str, now_seconds: float, machine: Machine) -> bool:
+        return machine.quiet or now_seconds - self._starts[key][-1] >= PATIENCE_SECONDS
 
     def _cost(self, key: str) -> int:
         return self._cost_bytes.get(key, LEAST_BYTES)

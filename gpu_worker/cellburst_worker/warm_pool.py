@@ -1,6 +1,7 @@
-"""Warm containers: restored from a template, their runner connected, given to nobody yet. A start then is an assignment.
+"""Warm containers: up, their imports made, their runner connected, given to nobody yet. A start then is an assignment.
 
     fill:  prepare -> restore -> hello -> waits          (in the background, one at a time; `WarmPolicy` says when)
+           prepare -> boot -> hello -> imports, stands still -> waits     (gVisor without root, which has no snapshots)
     take:  out of the pool -> compared with what would be made now -> limits, GPUs -> the session's own runner link
 
 They hold no lease, are in no list of containers, and the gateway does not know their ids. One that is taken keeps its id,
@@ -13,7 +14,8 @@ import asyncio
 import logging
 import math
 import secrets
-from collections.abc import Coroutine, Sequence
+import time
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,15 +29,18 @@ from cellburst_runtime.engine_base import finish
 from cellburst_runtime.image_build import BuiltImage
 from cellburst_runtime.live_files import changed
 from cellburst_runtime.oci import memory_class_mib
-from cellburst_runtime.snapshot_manifest import Manifest, SnapshotUnusable
+from cellburst_runtime.snapshot_manifest import LiveFile, Manifest, SnapshotUnusable
 
 from . import endings
 from .answers import Answers, Talk
+from .fresh import freeze_fresh, preload_of, unfit_module
 from .runner_link import RunnerLink
 from .site import Prepared, Running, Site
+from .template_policy import MAX_PRELOAD, without
 from .warm_policy import Held, Machine, WarmPolicy
 
 PREFIX = "warm-"
+MOST_BOOTED_KEYS = 64  # whose imports are remembered
 PING_SECONDS = 5.0  # enough to notice one that hangs before it is needed, and next to no work
 _MIB = 1024 * 1024
 
@@ -48,6 +53,14 @@ class Taken:
 
     prepared: Prepared
     running: Running
+    booted: bool = False  # beforehand, not restored
+
+
+@dataclass(frozen=True)
+class Preload:
+    """What containers of a key import that are booted, where the engine has no templates."""
+
+    names: tuple[str, ...]
 
 
 @dataclass(eq=False)
@@ -59,9 +72,10 @@ class _Warm:
     image: BuiltImage | None
     prepared: Prepared
     link: RunnerLink
-    manifest: Manifest
+    made_of: Manifest | Preload
     sources: Sources
     since_seconds: float
+    live_files: Sequence[LiveFile] = ()  # what it has open or mapped, or read its modules from
     running: Running | None = None
     memory_bytes: int | None = None
     watch: asyncio.Task[None] | None = None
@@ -83,17 +97,39 @@ class WarmPool:
     policy: WarmPolicy = field(default_factory=WarmPolicy)
     _held: list[_Warm] = field(default_factory=list)  # oldest first
     _demand: dict[str, _Demand] = field(default_factory=dict)
+    _booted: dict[str, Preload | None] = field(default_factory=dict)  # keys without templates; None: not said yet
+    _unfit: dict[str, set[str]] = field(default_factory=dict)  # modules that are not imported beforehand, by key
     _working: asyncio.Task[None] | None = None
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _closed: bool = False
 
     # -- what the worker calls ------------------------------------------------------------------------------------
 
-    def started(self, key: str, request: StartContainer, image: BuiltImage | None) -> None:
-        """A container of this key came up for a session."""
-        if key and self.site.keeps_warm and not self._closed:
-            self.policy.started(key, self.site.clock.monotonic())
-            self._demand[key] = _Demand(request, image)
+    def started(self, prepared: Prepared, request: StartContainer, image: BuiltImage | None) -> None:
+        """A container of this kind came up for a session."""
+        key, copies = prepared.warm_key, request.image.notebook_mode == "python_files"
+        # Copies are of files as they are at its start: none made beforehand is handed out (`check_layer`).
+        if not key or copies or not self.site.keeps_warm or self._closed:
+            return
+        self.policy.started(key, self.site.clock.monotonic())
+        self._demand[key] = _Demand(request, image)
+        if prepared.boot_key:
+            self._booted[key] = self._booted.pop(key, None)
+            while len(self._booted) > MOST_BOOTED_KEYS:
+                del self._booted[next(iter(self._booted))]
+
+    def boots(self, key: str) -> bool:
+        """Whether containers of this key are booted to wait."""
+        return key in self._booted
+
+    def preloaded(self) -> dict[str, list[str]]:
+        """What those import, by key; none of a key before the first is made."""
+        known = {key: preload.names for key, preload in self._booted.items() if preload is not None}
+        return {key: [*names, *self._unfit.get(key, ())] for key, names in known.items()}
+
+    def preload(self, key: str, names: Sequence[str]) -> None:
+        """From now on containers of this key import these; one that waits with others is made anew."""
+        self._booted[key] = Preload(tuple(without(names, self._unfit.get(key, ()))))
 
     def tick(self, machine: Machine) -> None:
         """Do what the policy says is due, in the background."""
@@ -133,14 +169,17 @@ class WarmPool:
             self._working.cancel()
             await asyncio.gather(self._working, return_exceptions=True)
         for one in list(self._held):
-            self._drop(one)
+            self._drop(one, "the worker ends")
         while self._tasks:
             await asyncio.wait(set(self._tasks))
 
     # -- taking ---------------------------------------------------------------------------------------------------
 
-    async def take(self, request: StartContainer, image: BuiltImage | None) -> Taken | None:
-        """A warm container for this request, or None. It is handed out once; one that does not fit any more is removed."""
+    async def take(
+        self, request: StartContainer, image: BuiltImage | None, unfit: Callable[[str], None] = lambda why: None
+    ) -> Taken | None:
+        """A warm container for this request, or None. It is handed out once; one that does not fit any more is removed, and
+        `unfit` called with the reason."""
         for one in [one for one in self._held if _alike(one.request, request)]:
             if one not in self._held:
                 continue  # taken, or gone, while another one was looked at
@@ -151,6 +190,7 @@ class WarmPool:
                 self._put_back(one)
             except (CellburstError, OSError, SnapshotUnusable) as why:
                 log.info("a warm container is not used", extra={"container": one.id, "why": str(why)})
+                unfit(str(why))
                 self._spawn(self._remove(one))
             except BaseException:
                 self._spawn(self._remove(one))
@@ -163,13 +203,13 @@ class WarmPool:
         if not one.link.connected.is_set():
             raise error(ErrorCode.CONFLICT, "its runner is not connected")
         runtime = self.site.runtime
-        if why := await asyncio.to_thread(_first_change, one.manifest):
+        if why := await asyncio.to_thread(_first_change, one.live_files):
             raise SnapshotUnusable(why)
         prepared, running = await runtime.assign(one.prepared, running, request, sources=one.sources, image=image)
         await one.link.close()  # its runner dials the session's link at once
         if one.image is not None:
             one.image.release()  # the session holds the same layers
-        return Taken(prepared, running)
+        return Taken(prepared, running, isinstance(one.made_of, Preload))
 
     def _withdraw(self, one: _Warm) -> None:
         self._held.remove(one)
@@ -193,17 +233,15 @@ class WarmPool:
             known = {*self.policy.keys(now)}
             for gone in self._demand.keys() - known:
                 del self._demand[gone]
-            templates = await asyncio.to_thread(
-                self._templates, {*known, *(w.prepared.snapshot_key for w in self._held)}
-            )
+            templates = await self._ways({*known, *(w.prepared.warm_key for w in self._held)})
             for one in list(self._held):
                 await _measure(one)
-                if one in self._held and templates.get(one.prepared.snapshot_key) != one.manifest:
-                    self._drop(one)  # its template was made anew, or is gone
-            held = [Held(one.id, one.prepared.snapshot_key, one.memory_bytes) for one in self._held]
-            plan = self.policy.plan(now, held, templates.keys(), machine)
+                if one in self._held and templates.get(one.prepared.warm_key) != one.made_of:
+                    self._drop(one, "its template was made anew or is gone, or it is to import other modules")
+            held = [Held(one.id, one.prepared.warm_key, one.memory_bytes) for one in self._held]
+            plan = self.policy.plan(now, held, templates.keys(), machine, self._booted.keys())
             for one in [one for one in self._held if one.id in plan.drop]:
-                self._drop(one)
+                self._drop(one, "not asked for lately, or its memory is wanted")
             key = plan.fill
             if key in self._demand:
                 await self._fill(key, self._demand[key], templates[key])
@@ -214,12 +252,26 @@ class WarmPool:
             self.policy.failed(key, self.site.clock.monotonic())
             log.exception("keeping containers warm failed")
 
+    async def _ways(self, keys: set[str]) -> dict[str, Manifest | Preload]:
+        """How containers of these keys are made; only those that can be."""
+        found: dict[str, Manifest | Preload] = {}
+        for key in keys & self._booted.keys():
+            preload = self._booted[key]
+            if preload is None and key in self._demand:
+                # It is made when the session is quiet: its first cell has said by then what it imports.
+                preload = Preload(tuple(preload_of(self.site, self._demand[key].request)[:MAX_PRELOAD]))
+            if preload is not None:
+                found[key] = preload
+        return {**found, **await asyncio.to_thread(self._templates, keys - self._booted.keys())}
+
     def _templates(self, keys: set[str]) -> dict[str, Manifest]:
         found = {key: self.site.runtime.snapshots.template(key) for key in keys}
         return {key: manifest for key, manifest in found.items() if manifest is not None}
 
-    async def _fill(self, key: str, demand: _Demand, manifest: Manifest) -> None:
+    async def _fill(self, key: str, demand: _Demand, made_of: Manifest | Preload) -> None:
         runtime, began = self.site.runtime, self.site.clock.monotonic()
+        if isinstance(made_of, Preload):
+            self._booted[key] = made_of
         id = PREFIX + secrets.token_hex(6)
         image = await runtime.images.share(demand.image) if demand.image is not None else None
         request = msgspec.structs.replace(
@@ -233,7 +285,7 @@ class WarmPool:
             raise
         answers = Answers()
         link = RunnerLink(id, answers.received, ping_seconds=PING_SECONDS)
-        one = _Warm(id, request, image, prepared, link, manifest, {}, began)
+        one = _Warm(id, request, image, prepared, link, made_of, {}, began)
         try:
             await self._come_up(one, key, answers)
         except BaseException:
@@ -244,21 +296,43 @@ class WarmPool:
         self._put_back(one)
 
     async def _come_up(self, one: _Warm, key: str, answers: Answers) -> None:
-        prepared, snapshots = one.prepared, self.site.runtime.snapshots
-        if prepared.snapshot_key != key:
+        if one.prepared.warm_key != key:
             raise error(ErrorCode.CONFLICT, "the image changed under it")
-        await one.link.listen(prepared.socket_path)
-        await asyncio.to_thread(snapshots.check, one.manifest, checkpoint=True)
-        one.sources = await asyncio.to_thread(prepared.sources)
+        await one.link.listen(one.prepared.socket_path)
+        one.sources = await asyncio.to_thread(one.prepared.sources)
+        if isinstance(one.made_of, Preload):
+            await self._boot(one, one.made_of, answers)
+        else:
+            await self._restore(one, one.made_of, answers)
+        await _measure(one)
+
+    async def _boot(self, one: _Warm, preload: Preload, answers: Answers) -> None:
+        booted_ns = time.time_ns()  # as file systems stamp
+        running = one.running = await one.prepared.start()
+        talk = Talk(one.link, answers, _last_words, "was made to wait")
+        await talk.hello(running.container, self.site.limits.hello_seconds)
+        one.link.start_pings()
         try:
-            one.running = await prepared.start(snapshots.checkpoint(one.manifest))
+            _, files = await freeze_fresh(talk, running, preload.names, self.site.limits, booted_ns)
+        except CellburstError as why:
+            if module := unfit_module(why):  # the next one is made without
+                self._unfit.setdefault(one.prepared.warm_key, set()).add(module)
+                self.preload(one.prepared.warm_key, preload.names)
+            raise
+        one.live_files = [file for file in files if file.inode]  # a process may well have one open that is gone
+
+    async def _restore(self, one: _Warm, manifest: Manifest, answers: Answers) -> None:
+        snapshots = self.site.runtime.snapshots
+        await asyncio.to_thread(snapshots.check, manifest, checkpoint=True)
+        one.live_files = manifest.live_files
+        try:
+            one.running = await one.prepared.start(snapshots.checkpoint(manifest))
             talk = Talk(one.link, answers, _last_words, "was restored")
             await talk.hello(one.running.container, self.site.limits.hello_seconds)
         except (CellburstError, OSError):
-            await asyncio.to_thread(snapshots.failed, key)
+            await asyncio.to_thread(snapshots.failures.failed, "template", one.prepared.snapshot_key)
             raise
         one.link.start_pings()
-        await _measure(one)
 
     async def _watch(self, one: _Warm) -> None:
         """Take it out of the pool when it ends or hangs."""
@@ -272,10 +346,11 @@ class WarmPool:
         if one in self._held:
             self._held.remove(one)
             log.warning("a warm container ended", extra={"container": one.id})
-            self.policy.failed(one.prepared.snapshot_key, self.site.clock.monotonic())
+            self.policy.failed(one.prepared.warm_key, self.site.clock.monotonic())
             await self._remove(one)
 
-    def _drop(self, one: _Warm) -> None:
+    def _drop(self, one: _Warm, why: str) -> None:
+        log.info("a warm container is given back", extra={"container": one.id, "why": why})
         self._withdraw(one)
         self._spawn(self._remove(one))
 
@@ -317,8 +392,8 @@ async def _measure(one: _Warm) -> None:
         one.memory_bytes = (await one.running.container.usage()).memory_bytes
 
 
-def _first_change(manifest: Manifest) -> str:
-    return next((why for file in manifest.live_files if (why := changed(file))), "")
+def _first_change(files: Sequence[LiveFile]) -> str:
+    return next((why for file in files if (why := changed(file))), "")
 
 
 async def _last_words(exit: ContainerExit) -> str:

@@ -37,6 +37,7 @@ from cellburst_protocol.messages import (
     Shutdown,
     StartContainer,
     StopContainer,
+    VerifyImages,
     Waiting,
     Welcome,
 )
@@ -45,11 +46,13 @@ from cellburst_protocol.states import ContainerState, EndReason
 from cellburst_protocol.version import PROTOCOL_VERSION
 
 from .container import WorkerContainer
+from .image_watch import ImageWatch
 from .images import ImageDesk
 from .leases import Lease, LeaseBook
 from .moved_names import send_out
 from .parking import parked_info
 from .site import Site
+from .template_policy import Facts, is_quiet
 from .templates import Templates, free_bytes
 from .warm_policy import Machine
 from .warm_pool import WarmPool
@@ -84,10 +87,11 @@ class Worker:
         self._heartbeat_seconds = TICK_SECONDS
         self._tasks: set[asyncio.Task[None]] = set()
         self._gpu_usage: dict[str, GpuUsage] = {}
-        self._templates = Templates(site)
         self._pool = WarmPool(site)
+        self._templates = Templates(site, self._pool)
         self._images = ImageDesk(site, identity.name, self._image_users)
         self._waiting = Waiting()
+        self.image_watch = ImageWatch(site.runtime.images, self._is_busy, self._pool.release_images)
         self.shutdown_asked = asyncio.Event()
 
     # -- the link ----------------------------------------------------------------------------------------------------
@@ -152,8 +156,8 @@ class Worker:
             case Interrupt():
                 for container in self._meant(message):
                     container.interrupt(message)
-            case ListImages() | PruneImages() | ImageLogs():
-                if isinstance(message, PruneImages):
+            case ListImages() | PruneImages() | VerifyImages() | ImageLogs():
+                if isinstance(message, PruneImages | VerifyImages):
                     await self._pool.release_images()
                 return await self._images.answer(message)
             case Shutdown():
@@ -301,10 +305,13 @@ class Worker:
     def _take_templates(self) -> None:
         if self.shutdown_asked.is_set() or not self._site.takes_templates:
             return
-        facts = [fact for container in self.containers.values() if (fact := container.facts()) is not None]
+        facts = self._facts()
         found = {fact.container: self.containers[fact.container] for fact in facts}
         requests = {id: container.request for id, container in found.items()}
         self._templates.tick(facts, requests, {id: container.image for id, container in found.items()})
+
+    def _facts(self) -> list[Facts]:
+        return [fact for container in self.containers.values() if (fact := container.facts()) is not None]
 
     def _keep_warm(self) -> None:
         if self.shutdown_asked.is_set() or not self._site.keeps_warm:
@@ -313,7 +320,14 @@ class Worker:
         starting = any(c.state not in at_rest or c.parks for c in self.containers.values())
         busy = starting or self._waiting.count > 0
         total, leased = self._inventory.memory_mib << 20, self._book.held_memory_mib << 20
-        self._pool.tick(Machine(total, leased, free_bytes(), busy, self._waiting.memory_mib << 20))
+        quiet = all(is_quiet(fact) for fact in self._facts())
+        self._pool.tick(Machine(total, leased, free_bytes(), busy, self._waiting.memory_mib << 20, quiet))
+
+    def _is_busy(self) -> bool:
+        """Whether a container starts, parks or runs a cell here, one waits for this machine, or an image is built."""
+        at_rest = (ContainerState.READY, ContainerState.ENDED)
+        moving = any(c.state not in at_rest or c.parks for c in self.containers.values())
+        return moving or self._waiting.count > 0 or self._images.builds or not all(map(is_quiet, self._facts()))
 
     def _check_grace(self) -> None:
         if self._peer is not None or not self.containers:

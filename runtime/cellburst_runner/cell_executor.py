@@ -60,7 +60,9 @@ class CellExecutor:
         self._imports = ImportLog(os.getcwd())
         self._secrets = SecretEnvironment()
         self._loop = asyncio.get_event_loop_policy().get_event_loop()
-        self._side = Side(side, app.kernel, self._values, lambda: self._loop.call_soon_threadsafe(lambda: None))
+        self._side = Side(
+            side, app.kernel, self._values, lambda: self._loop.call_soon_threadsafe(lambda: None), self._is_busy
+        )
         self._context = contextvars.copy_context()  # one for all cells: what a cell sets the next one sees
         self._names_data: Optional[asyncio.Future[tuple[dict[str, Any], list[memoryview]]]] = None
         self._cell: Optional[asyncio.Task[None]] = None
@@ -113,6 +115,9 @@ class CellExecutor:
             self._cell = self._loop.create_task(coroutine, context=self._context)
         else:
             self._cell = self._loop.create_task(coroutine)
+
+    def _is_busy(self) -> bool:
+        return self._cell is not None and not self._cell.done()
 
     def _ask(self, prompt: str, password: bool) -> str:
         sys.stdout.flush()

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from . import values_modules
+from . import generators, values_modules
 
 MOST_NAMES = 500  # for each cell; one import of a large library brings thousands of inner modules
 
@@ -34,14 +34,19 @@ class ImportLog:
         return found
 
     def preload(self, names: Sequence[str]) -> list[str]:
-        """Import modules in this order; returns those that could be. They are no news of a cell."""
+        """Import modules in this order; returns those that could be. They are no news of a cell. Raises `generators.Seeds`."""
+        if not names:  # a session's
+            return []
         done = []
-        for name in names:
-            try:
-                importlib.import_module(name)
-            except (Exception, SystemExit):  # the module's own code: it is not there any more, or not for this machine
-                continue
-            done.append(name)
+        with generators.watching():
+            for name in names:
+                try:
+                    importlib.import_module(name)
+                except (Exception, SystemExit):  # the module's own code: it is gone, or not for this machine
+                    generators.look(name)
+                    continue
+                generators.look(name)
+                done.append(name)
         self.news()
         return done
 

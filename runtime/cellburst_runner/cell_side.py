@@ -17,23 +17,34 @@ import threading
 import time
 import traceback
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Callable
 
 from . import wire
 from .cell_channel import Sender
+from .cell_complete import Completer
 
 ALIVE_SECONDS = 0.5  # the supervisor takes 2 s without a sign for a held GIL
 NUDGE_SECONDS = (0.01, 0.1)  # after an interrupt; twice, as the first may come just as early
+# How long a cell that computes keeps the GIL when completion or inspection wants it, which is at each file it looks at. Python's
+# own 5 ms make 1 s of 25 modules that are imported for the first inspection.
+SWITCH_SECONDS = 0.0002
 _ALIVE = {"t": "executor_alive"}
 
 
 class Side:
-    """The side socket. `values` answers names and fetch; `wake_loop` makes the main thread's event loop look again."""
+    """The side socket. `values` answers names and fetch; `wake_loop` makes the main thread's event loop look again; `is_busy`
+    says whether a cell runs."""
 
-    def __init__(self, connection: socket.socket, kernel: Any, values: Any, wake_loop: Callable[[], object]) -> None:
+    def __init__(
+        self, connection: socket.socket, kernel: Any, values: Any, wake_loop: Callable[[], object],
+        is_busy: Callable[[], bool],
+    ) -> None:  # fmt: skip
         self._connection = connection
         self._sender = Sender(connection)
         self._kernel = kernel
+        self._completer = Completer(kernel, is_busy)
         self._main = threading.get_ident()
         self._values = values
         self._wake_loop = wake_loop
@@ -160,12 +171,14 @@ class Side:
 
     def _complete(self, content: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
         code = content.get("code", "")
-        return {"content": self._kernel.do_complete(code, content.get("cursor_pos", len(code)))}, []
+        with _soon():
+            return {"content": self._completer.complete(code, content.get("cursor_pos", len(code)))}, []
 
     def _inspect(self, content: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
         code = content.get("code", "")
         position = content.get("cursor_pos", len(code))
-        return {"content": self._kernel.do_inspect(code, position, content.get("detail_level", 0))}, []
+        with _soon():
+            return {"content": self._kernel.do_inspect(code, position, content.get("detail_level", 0))}, []
 
     def _names(self, content: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
         return {"content": {"names": self._values.names()}}, []
@@ -191,3 +204,16 @@ class Side:
         }  # fmt: skip
         states, paths, buffers = widget._remove_buffers(states)
         return {"content": {"states": states, "buffer_paths": paths}}, buffers
+
+
+@contextmanager
+def _soon() -> Iterator[None]:
+    """Have the GIL soon after it is wanted; what user code sets meanwhile stays."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    ours = sys.getswitchinterval()
+    try:
+        yield
+    finally:
+        if sys.getswitchinterval() == ours:
+            sys.setswitchinterval(before)

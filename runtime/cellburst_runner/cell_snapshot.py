@@ -15,6 +15,7 @@ import asyncio
 import contextvars
 import ctypes
 import gc
+import importlib
 import os
 import signal
 import socket
@@ -25,9 +26,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Callable
 
-from . import hooks, restore, wire
+from . import freeze_sources, hooks, restore, wire
 from .cell_channel import Sender
+from .cell_complete import rehearse
 from .cell_imports import ImportLog
+from .generators import Seeds
 from .values_saved import SavedNames
 
 TAGS = frozenset({"runner_freeze", "thaw", "runner_load_names"})
@@ -86,6 +89,7 @@ class CellSnapshot:
                 head["preloaded"] = self._imports.preload(message.get("preload", []))
                 if not message.get("save_names"):
                     _rehearse()  # a template
+                    head["sources"] = freeze_sources.sources()
                 if message.get("save_names"):
                     head["groups"], head["lost"], buffers = self._saved.save(message.get("limit_bytes", 0))
                 hooks_ran = True
@@ -103,6 +107,12 @@ class CellSnapshot:
                 "next": "park the session again, or leave it as it is",
             }
             buffers = []
+        except Seeds as why:
+            head = {"t": "frozen", "number": message["number"]}
+            head["error"] = {
+                "code": "request.conflict", "message": str(why), "next": "leave it to the sessions that import it",
+                "detail": {"module": why.name},
+            }  # fmt: skip
         self._sender.send(head, buffers)
         return "error" not in head
 
@@ -134,6 +144,7 @@ class CellSnapshot:
             line = restore.adopt_folder(message.get("folder_before", ""), message.get("folder", ""))
             notes += [line] if line else []
             self._imports.folder = message.get("folder", "")
+            importlib.invalidate_caches()  # a file may have come meanwhile, and a folder's time does not always say so
         except Exception as why:  # half of it is better than no start
             notes.append(f"the environment could not be taken over: {type(why).__name__}: {why}"[:500])
         if message.get("reseed"):
@@ -193,6 +204,7 @@ def _rehearse() -> None:
         shell = get_ipython()
         if shell is not None:
             shell.run_cell("print(end='', flush=True)", store_history=False, silent=True)  # type: ignore[no-untyped-call]
+            rehearse(shell)
     except Exception:
         pass  # the first cell of a session then does it
 

@@ -73,13 +73,21 @@ def stir() -> None:
 
 
 def reseed() -> list[str]:
-    """Seed anew all global generators that the copies of one snapshot share. Returns a line for each that could not be."""
+    """Seed anew what the copies of one snapshot share: `generators` says which. Returns a line for each that could not be."""
     import random
     import tempfile
+
+    from . import generators
 
     random.seed(os.urandom(32))
     tempfile._name_sequence = None  # type: ignore[attr-defined]  # its own generator, the same in every copy
     notes = []
+    try:
+        generators.reseed()
+    except Exception as why:
+        notes.append(
+            f"modules' own generators could not be re-seeded ({type(why).__name__}: {why}); draws may repeat"[:500]
+        )
     for name, seed in (
         ("numpy.random", _numpy), ("torch", _torch), ("uuid", _uuid), ("multiprocessing.process", _authkey),
     ):  # fmt: skip

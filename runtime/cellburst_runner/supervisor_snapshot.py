@@ -128,9 +128,9 @@ class Freezer:
             return True
         self.step = Step.OPEN if "error" in message else Step.FROZEN
         if self._connection == self._link.connections and self._link.socket is not None:
-            head = {k: v for k, v in message.items() if k not in ("t", "number")}
+            head = {k: v for k, v in message.items() if k not in ("t", "number", "sources")}
             if "error" not in message:
-                head["files"] = self._listed()
+                head["files"] = sorted({*self._listed(), *message.get("sources", ())})
             _, buffers = wire.split(memoryview(framed)[4:])
             self._link.control(wire.encode({"t": "runner_frozen", **head}, buffers))
         return False

@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Callable, Optional
 
+from . import generators
+
 LEAVING_SECONDS = 0.5  # a thread that was told to end does so within this
 CLOCK_NS = 20_000_000  # file systems stamp with the kernel's coarse clock, which is a tick or two behind
 _GPU_QUESTIONS = ("is_available", "device_count", "_lazy_init")  # of torch.cuda
@@ -34,7 +36,7 @@ def preload(names: Sequence[str]) -> list[str]:
     """Import modules in this order; returns those that could be. Raises Refused."""
     done = []
     asked: list[str] = []
-    with _traps(asked) as trap_torch:
+    with generators.watching(), _traps(asked) as trap_torch:
         for name in names:
             try:
                 importlib.import_module(name)
@@ -46,6 +48,10 @@ def preload(names: Sequence[str]) -> list[str]:
             why = asked[0] if asked else _unfit()
             if why:
                 raise Refused(name, why)
+            try:
+                generators.look(name)
+            except generators.Seeds as seeds:
+                raise Refused(name, str(seeds).removeprefix(f"{name} ")) from None
     return done
 
 

@@ -13,7 +13,8 @@ from cellburst_protocol.errors import CellburstError, ErrorCode, error
 from cellburst_protocol.messages import MirrorSpec
 
 from .engine import Mount
-from .layer import Layer, OverlayLayer
+from .layer import DirectLayer, OverlayLayer
+from .layer_make import MadeLayer, direct_mounts
 from .masks import TooManyEntries, always_masked, find_masked, is_whiteout
 
 Sources = dict[str, tuple[int, int]]
@@ -29,16 +30,21 @@ def sources_of(mounts: Iterable[Mount]) -> Sources:
 
 
 def check_sources(before: Sources, mounts: Iterable[Mount]) -> None:
-    """Raise PlatformError (CONFLICT) unless these mounts have the same sources, with the same there. Blocks."""
+    """Raise RequestError (CONFLICT) unless these mounts have the same sources, with the same there. Blocks."""
     now = sources_of(mounts)
     if differs := sorted(path for path in {*before, *now} if before.get(path) != now.get(path)):
         raise _stale(f"{differs[0]} is another file or folder now")
 
 
-def check_layer(layer: Layer, folder: Path, spec: MirrorSpec) -> None:
-    """Raise PlatformError (CONFLICT) unless the layer in the container's host folder is what would be made for this notebook
-    now: the same folder, the same entries hidden. Blocks, as long as looking through the folder takes.
+def check_layer(made: MadeLayer, folder: Path, spec: MirrorSpec, destination: str) -> None:
+    """Raise RequestError (CONFLICT) unless the layer in the container's host folder is what would be made for this notebook
+    now: the same folder, the same entries hidden. `destination` is where it is shown. Blocks, as long as looking through the
+    folder takes.
     """
+    layer = made.layer
+    if isinstance(layer, DirectLayer):
+        _check_direct(layer, made.mounts, folder, spec, destination)
+        return
     if not isinstance(layer, OverlayLayer):
         if spec.notebook_folder and spec.notebook_mode != "none":
             raise _stale("it has no layer over the notebook's folder")
@@ -54,6 +60,22 @@ def check_layer(layer: Layer, folder: Path, spec: MirrorSpec) -> None:
             raise _stale("other files of the notebook's folder are to be hidden now")
         if _metadata(layer.lower) != _metadata(layer.upper):
             raise _stale(f"{source} has another mode or owner now")
+        layer.look_again()
+    except (OSError, TooManyEntries) as why:
+        raise _stale(str(why)) from why
+
+
+def _check_direct(
+    layer: DirectLayer, mounts: Iterable[Mount], folder: Path, spec: MirrorSpec, destination: str
+) -> None:
+    """The same without root, where the folder itself is shown. What changes in it is the session's from now on."""
+    source = Path(os.path.realpath(spec.notebook_folder))
+    if spec.notebook_mode != "folder" or source != layer.folder:
+        raise _stale("it was made for another notebook's folder")
+    try:
+        if tuple(mounts) != direct_mounts(source, folder, destination):
+            raise _stale("other files of the notebook's folder are to be hidden now")
+        layer.begin_again()
     except (OSError, TooManyEntries) as why:
         raise _stale(str(why)) from why
 

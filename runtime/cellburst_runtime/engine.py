@@ -65,6 +65,9 @@ class ContainerSpec:
     `gid` are the ordinary user that runs everything inside. `fork_key` names the fork servers that may make it, "" for none
     (the `process` engine's; `fork_servers.py`). `folder` is the host folder described above.
 
+    `sizes_mib` is the memory that the sizes of memory file systems inside are shares of, 0 for that of `memory_mib`'s class: a
+    checkpoint has its sizes with it, while `memory_mib` is the limit on the host.
+
     `volume_links` are links of the root file system as well, but of this container alone: no snapshot's key has them.
 
     `layers` (top first) are an image's, and the root file system lies over them; with none the root holds only what is named
@@ -81,6 +84,7 @@ class ContainerSpec:
     root_files: dict[str, bytes]
     cpu: float
     memory_mib: int
+    sizes_mib: int = 0
     pids: int = 1024
     uid: int = 1000
     gid: int = 1000
@@ -171,6 +175,10 @@ class Engine(Protocol):
     def snapshot_parts(self, spec: ContainerSpec) -> dict[str, str]:
         """All that must be equal for a checkpoint of one container to be restored in another, by name; {} where this engine
         has no snapshots, or not for this container. Blocks for milliseconds."""
+
+    def boot_parts(self, spec: ContainerSpec) -> dict[str, str]:
+        """All that must be equal for a container that was booted beforehand to become another request's, by name; {} where this
+        engine has something faster (snapshots, fork servers), or not for this container. Blocks for milliseconds."""
 
     async def collect_garbage(self, folder: Path) -> None:
         """End and remove the container whose FOLDER this is and whose worker is gone. Idempotent."""

@@ -136,8 +136,16 @@ class GvisorEngine:
         Not in it, since runsc takes it from the new container: sources of mounts, environment, host name, addresses,
         limits of the group.
         """
-        if not self.info.snapshot or spec.devices.nodes:
+        return self._parts(spec) if self.info.snapshot and not spec.devices.nodes else {}
+
+    def boot_parts(self, spec: ContainerSpec) -> dict[str, str]:
+        """See `engine.Engine.boot_parts`: only where there are no snapshots. A GPU's device cannot be given to a sandbox that
+        is up."""
+        if self.info.snapshot or spec.devices.nodes:
             return {}
+        return {**self._parts(spec), "start": "booted"}  # a template that may lie on the disk has another key
+
+    def _parts(self, spec: ContainerSpec) -> dict[str, str]:
         program = Path(self._settings.runsc)
         network = spec.network == "outbound" and self._networks is not None
         cpus = visible_cpus(spec) if not self._no_limits else os.cpu_count() or 1
@@ -147,7 +155,7 @@ class GvisorEngine:
             "kernel": platform.release(),
             "CPU": cpu_text(),
             # Libraries make so many threads when they are loaded (see `mirror`).
-            "CPUs": f"{cpus} shown, {max(1, math.ceil(spec.cpu))} threads",
+            "CPUs": f"{max(1, math.ceil(spec.cpu))}, {cpus} shown",
             "process": f"{' '.join(spec.arguments)} uid={spec.uid} gid={spec.gid} pids={spec.pids}",
             "mounts": mounts_text(all_mounts(spec)),
             "files": files_text(spec.root_files, spec.links),

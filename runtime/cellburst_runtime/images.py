@@ -14,10 +14,12 @@ from cellburst_protocol.messages import EngineInfo
 from .cgroups import Cgroups
 from .engine import Engine
 from .engine_gvisor import GvisorEngine
-from .image_build import BuiltImage, Files, ImageBuilder, ImageRecord
+from .image_build import BuiltImage, Files, ImageBuilder
 from .image_logs import Log
+from .image_records import ImageRecord
 from .image_sandbox import BuildMachine
 from .image_secrets import BuildSecrets
+from .image_verify import Verified
 from .snapshots import SnapshotStore
 
 FOLDER = "images"  # below the data folder
@@ -31,12 +33,15 @@ def runs_images(info: EngineInfo) -> bool:
 
 
 class Images:
-    """`engines` are those that work here. Making this costs nothing: the store is made at its first use."""
+    """`engines` are those that work here. `max_bytes` bounds what images take (`image_room.Room`). Making this costs nothing: the
+    store is made at its first use."""
 
     def __init__(
-        self, data_folder: Path, engines: Sequence[Engine], cgroups: Cgroups, snapshots: SnapshotStore
-    ) -> None:
+        self, data_folder: Path, engines: Sequence[Engine], cgroups: Cgroups, snapshots: SnapshotStore,
+        max_bytes: int | None = None,
+    ) -> None:  # fmt: skip
         self._data_folder, self._cgroups, self._snapshots = data_folder, cgroups, snapshots
+        self._max_bytes = max_bytes
         capable = [engine for engine in engines if isinstance(engine, GvisorEngine) and runs_images(engine.info)]
         self._engine = capable[0] if capable else None
         self._builder: ImageBuilder | None = None
@@ -60,14 +65,12 @@ class Images:
         return self._made().ls() if self._there() else []
 
     def size_bytes(self) -> int:
-        """What all layers take on disk. Blocks."""
-        if not self._there():
-            return 0
-        return sum(meta.size_bytes for meta, _ in self._made().store.list_layers())
+        """What all layers and the downloads kept for builds take on disk. Blocks."""
+        return self._made().room.size_bytes() if self._there() else 0
 
     async def prune(self, max_bytes: int = 0) -> int:
         """Delete layers that no container and no parked session uses, least recently used first, until at most `max_bytes`
-        are left; templates of images that are gone go as well. Returns the bytes of layers freed."""
+        are left, and downloads as `Room` says; templates of images that are gone go as well. Returns the bytes freed."""
         if not await asyncio.to_thread(self._there):
             return 0
         builder = await asyncio.to_thread(self._made)
@@ -75,6 +78,26 @@ class Images:
         freed = await builder.prune(max_bytes=max_bytes, keep=parked)
         await asyncio.to_thread(self._drop_templates, builder)
         return freed
+
+    async def verify(self) -> Verified:
+        """Compare every byte of every layer with its checksums. Damaged layers are put aside: the next build makes them anew,
+        what runs goes on. Templates of their images go. Raises OSError."""
+        if not await asyncio.to_thread(self._there):
+            return Verified()
+        builder = await asyncio.to_thread(self._made)
+        return await self._verified(builder, await builder.verify())
+
+    async def verify_next(self, *, every_seconds: float) -> Verified:
+        """The same of one layer, slowly, if one was not compared for `every_seconds`; of none otherwise. Raises OSError."""
+        if not await asyncio.to_thread(self._there):
+            return Verified()
+        builder = await asyncio.to_thread(self._made)
+        return await self._verified(builder, await builder.verify_next(every_seconds=every_seconds))
+
+    async def _verified(self, builder: ImageBuilder, found: Verified) -> Verified:
+        if found.damaged:
+            await asyncio.to_thread(self._drop_templates, builder)
+        return found
 
     def logs(self, image: str) -> str:
         """The log of the last build of an image, by its id or the beginning of it. Blocks. Raises RequestError (NOT_FOUND)."""
@@ -103,7 +126,8 @@ class Images:
             folder = self._data_folder / FOLDER
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._builder = ImageBuilder(
-                folder, machine, uv_cache=self._data_folder / UV_CACHE, keep=self._snapshots.layers
+                folder, machine, uv_cache=self._data_folder / UV_CACHE, max_cache_bytes=self._max_bytes,
+                keep=self._snapshots.layers,
             )  # fmt: skip
         return self._builder
 

@@ -31,6 +31,7 @@ PYTHON_FILES, PYTHON_FILES_BYTES = 1000, 64 * MIB
 _DIRECT_NOTE = (
     "Files written in the notebook's folder change it directly: a layer of the session's own needs root and gVisor."
 )
+_EMPTY = "engine/empty"  # below a container's folder: shown in place of files that it may not see
 _COPIES_NOTE = "Of the notebook's folder only copies of the .py files beside the notebook are shown."
 
 
@@ -242,20 +243,23 @@ def _rootless(spec: MirrorSpec, source: Path, folder: Path, destination: str) ->
         _copy_python_files(source, folder / "shown", (os.geteuid(), os.getegid()))
         copies = DirectLayer.begin(folder / "shown", folder / "fetched", [spec.notebook_note or _COPIES_NOTE])
         return MadeLayer(copies, (Mount(destination, str(folder / "shown"), read_only=False),))
+    (folder / _EMPTY).touch()
     try:
-        masked = find_masked(source)
+        mounts = direct_mounts(source, folder, destination)
     except TooManyEntries as problem:
         raise error(
             ErrorCode.START_FAILED, f"the notebook's folder cannot be shown: {problem}",
             next="move the notebook to a folder of its own",
         ) from None  # fmt: skip
-    empty = folder / "engine" / "empty"
-    empty.touch()
-    covers = [_cover(source / relative, f"{destination}/{relative}", empty) for relative in masked]
-    layer = DirectLayer.begin(source, folder / "fetched", [_DIRECT_NOTE])
-    return MadeLayer(
-        layer, (Mount(destination, str(source), read_only=False), *(cover for cover in covers if cover is not None))
-    )
+    return MadeLayer(DirectLayer.begin(source, folder / "fetched", [_DIRECT_NOTE]), mounts)
+
+
+def direct_mounts(source: Path, folder: Path, destination: str) -> tuple[Mount, ...]:
+    """How a container without root has the notebook's folder `source`, as it is now: itself, and over each masked name nothing.
+    `folder` is the container's. Raises TooManyEntries."""
+    names = sorted(find_masked(source))
+    covers = [_cover(source / name, f"{destination}/{name}", folder / _EMPTY) for name in names]
+    return Mount(destination, str(source), read_only=False), *(cover for cover in covers if cover is not None)
 
 
 def _cover(path: Path, destination: str, empty: Path) -> Mount | None:

@@ -1,20 +1,25 @@
-"""Live files under a checkpoint: what a process had mapped or open that lies on this machine and may change meanwhile.
+"""Live files under a checkpoint: what a process had mapped or open that lies on this machine and may change meanwhile; and under
+a template, what its modules were read from.
 
-runsc restores a mapped library by its path, onto whatever bytes are there by then. So every such file is noted at the
-checkpoint and compared before a restore. Not noted: memory file systems, which are in the checkpoint; what the session
-wrote itself, which is in its store; the small files of the root, which are in the key.
+runsc restores a mapped library by its path, onto whatever bytes are there by then; a module's code is in the memory, however
+its source was edited. So every such file is noted at the checkpoint and compared before a restore. Not noted: memory file
+systems, which are in the checkpoint; what the session wrote itself, which is in its store; the small files of the root, which
+are in the key.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .engine import ContainerSpec, Mount
 from .oci import all_mounts
 from .snapshot_manifest import LiveFile
+
+CLOCK_NS = 20_000_000  # file systems stamp with the kernel's coarse clock, which is a tick or two behind
 
 
 def live_files(
@@ -48,13 +53,28 @@ def changed(file: LiveFile) -> str:
     """Why a checkpoint that stands on this file cannot be restored, "" if it can: the same inode, size and time."""
     if not file.inode:
         return f"{file.path} was open and had no name on this machine"
-    now = _seen(file.path, Path(file.host_path))
-    if not now.inode:
+    try:
+        status = os.stat(file.host_path)  # noqa: PTH116 - a thousand of them at each start
+    except OSError:
         return f"{file.path} was deleted"
-    if now.inode != file.inode:
+    if status.st_ino != file.inode:
         return f"{file.path} was replaced"
-    if (now.size_bytes, now.mtime_ns) != (file.size_bytes, file.mtime_ns):
+    if (status.st_size, status.st_mtime_ns) != (file.size_bytes, file.mtime_ns):
         return f"{file.path} was changed"
+    return ""
+
+
+def written_since(files: Iterable[LiveFile], since_ns: int) -> str:
+    """The path of the first file that was written or put there after `since_ns` (wall clock), "" for none: what a process that
+    was started then has read of it may be another text. A stamp of the future says nothing. Blocks."""
+    now_ns = time.time_ns()
+    for file in files:
+        try:
+            stamp_ns = os.stat(file.host_path).st_ctime_ns  # noqa: PTH116 - as in `changed`
+        except OSError:
+            continue  # its inode is 0
+        if since_ns - CLOCK_NS < stamp_ns <= now_ns:
+            return file.path
     return ""
 
 

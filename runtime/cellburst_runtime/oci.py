@@ -50,7 +50,7 @@ def host_limits(spec: ContainerSpec) -> Limits:
 
 def all_mounts(spec: ContainerSpec) -> list[Mount]:
     """Every mount of the container in mounting order: outer before inner; a later one for the same place wins."""
-    memory_bytes = memory_class_mib(spec.memory_mib) * MIB
+    memory_bytes = (spec.sizes_mib or memory_class_mib(spec.memory_mib)) * MIB
     var = spec.folder / "var"
     wanted = [
         Mount("/tmp", kind="tmpfs", read_only=False, size_bytes=int(memory_bytes * _TMP_SHARE), mode=0o1777),  # noqa: S108

@@ -94,8 +94,12 @@ class PreparedContainer:
     key_parts: dict[str, str] = field(default_factory=dict)  # what `snapshot_key` is made of, for telling a mismatch
     snapshot_key: str = ""  # a checkpoint of an equal key can be restored in it; "" where none can
     fork_key: str = ""  # a fork server of an equal key can make it; "" where its engine has none
+    boot_key: str = ""  # one of an equal key, booted beforehand, can become it; "" where none is kept
     image: BuiltImage | None = None  # None for a mirror; whoever built it holds it until the container is removed
     volumes: ShownVolumes = field(default_factory=ShownVolumes)
+    sizes_mib: int = 0  # see `ContainerSpec`; other than 0: those of the parked session that is to be restored in it
+    parked_key: str = ""  # of a checkpoint taken of it: `snapshot_key`, but for `sizes_mib`
+    parked_parts: dict[str, str] = field(default_factory=dict)
 
     @property
     def socket_path(self) -> Path:
@@ -135,20 +139,46 @@ class PreparedContainer:
             forked=isinstance(container, ContainerBase) and container.forked,
         )
 
+    @property
+    def warm_key(self) -> str:
+        """What a container that waits in a warm pool must be like to be given to this request; "" where none waits."""
+        return self.snapshot_key or self.boot_key
+
     def set_key(self) -> None:
-        """Set `key_parts`, `snapshot_key` and `fork_key`. Blocks for milliseconds."""
+        """Set `key_parts` and the keys. Blocks for milliseconds."""
         if isinstance(self.engine, ProcessEngine):
             self.fork_key = fork_key(self.request.image, self.plan, self.bundle, _PACKAGES)
-        parts = self.engine.snapshot_parts(self._spec())
-        if parts:
-            image = image_parts(self.request.image, _PACKAGES)
-            if self.image is not None:
-                image = built_image_parts(self.image.id, self.image.instance, self.plan.environment, _PACKAGES)
-            memory = memory_class_mib(self.request.resources.memory_mib)
-            self.key_parts = {**parts, **image, "memory": f"{memory} MiB or more, less than {2 * memory}"}
-            if self.bundle is not None:
-                self.key_parts["bundle"] = self.bundle.packages.name
-            self.snapshot_key = snapshot_key(self.key_parts)
+        self.sizes_mib = 0
+        spec = self._spec()
+        if parts := self.engine.snapshot_parts(spec):
+            self.parked_parts = self.key_parts = self._key_parts(parts)
+            self.parked_key = self.snapshot_key = snapshot_key(self.key_parts)
+        elif parts := self.engine.boot_parts(spec):
+            self.boot_key = snapshot_key(self._key_parts(parts))
+
+    def take_sizes(self, sizes_mib: int) -> None:
+        """Before `start`: have the sizes inside that a parked session has, whatever memory is asked for now; 0 for those of its
+        own memory. `parked_key` is then what that session's is, if all else is as it was. Blocks for milliseconds."""
+        if sizes_mib == self.sizes_mib:
+            return
+        self.sizes_mib = sizes_mib
+        self.parked_parts = self._key_parts(self.engine.snapshot_parts(self._spec())) if self.snapshot_key else {}
+        self.parked_key = snapshot_key(self.parked_parts)
+
+    @property
+    def parked_sizes_mib(self) -> int:
+        """The `sizes_mib` that a checkpoint of it has."""
+        return self.sizes_mib or memory_class_mib(self.request.resources.memory_mib)
+
+    def _key_parts(self, engine_parts: dict[str, str]) -> dict[str, str]:
+        image = image_parts(self.request.image, _PACKAGES)
+        if self.image is not None:
+            image = built_image_parts(self.image.id, self.image.instance, self.plan.environment, _PACKAGES)
+        memory = self.sizes_mib or memory_class_mib(self.request.resources.memory_mib)
+        parts = {**engine_parts, **image, "memory": f"{memory} MiB or more, less than {2 * memory}"}
+        if self.bundle is not None:
+            parts["bundle"] = self.bundle.packages.name
+        return parts
 
     def sources(self) -> Sources:
         """What lies at its mounts' sources now, for `Runtime.assign`. Blocks for milliseconds."""
@@ -177,6 +207,7 @@ class PreparedContainer:
 
     def _spec(self) -> ContainerSpec:
         resources, plan = self.request.resources, self.plan
+        sizes_mib = self.sizes_mib or memory_class_mib(resources.memory_mib)
         isolated = self.engine.info.isolates
         runner = RUNNER if isolated else str(_PACKAGES)
         runner_mount = Mount(f"{RUNNER}/cellburst_runner", str(_PACKAGES / "cellburst_runner"))
@@ -216,7 +247,8 @@ class PreparedContainer:
             root_files=plan.root_files,
             cpu=resources.cpu,
             memory_mib=resources.memory_mib,
-            pids=max(LEAST_PIDS, min(PIDS, memory_class_mib(resources.memory_mib) // MIB_PER_PID)),
+            sizes_mib=sizes_mib,
+            pids=max(LEAST_PIDS, min(PIDS, sizes_mib // MIB_PER_PID)),
             uid=plan.uid,
             gid=plan.gid,
             fork_key=self.fork_key,

@@ -66,9 +66,10 @@ class Runtime:
         simulated: SimulatedDevices,
         networks: Networks,
         snapshots: SnapshotStore,
+        image_limit_bytes: int | None = None,
     ) -> None:
         self.snapshots = snapshots
-        self.images = Images(data_folder, choice.engines, choice.cgroups, snapshots)
+        self.images = Images(data_folder, choice.engines, choice.cgroups, snapshots, image_limit_bytes)
         self.run_folder = run_folder
         self.data_folder = data_folder
         self.engines = [engine.info for engine in choice.engines]
@@ -85,11 +86,12 @@ class Runtime:
     @classmethod
     async def create(
         cls, *, run_folder: Path, data_folder: Path, simulate_gpus: str = "", engine: str = "",
-        snapshot_limit_bytes: int | None = None,
+        snapshot_limit_bytes: int | None = None, image_limit_bytes: int | None = None,
     ) -> Runtime:  # fmt: skip
         """Find this machine's tools, engines (`engine`: only the one of that name) and GPUs.
 
-        `snapshot_limit_bytes` bounds what `snapshots` keeps on disk; None chooses by the disk.
+        `snapshot_limit_bytes` bounds what `snapshots` keeps on disk, `image_limit_bytes` what `images` does; None chooses by
+        the disk.
 
         Raises RequestError for an engine that is not here (BAD_ARGUMENT) and for `simulate_gpus` (UNKNOWN_GPU).
         """
@@ -107,7 +109,7 @@ class Runtime:
             driver_version=real.driver_version,
         )
         snapshots = await asyncio.to_thread(SnapshotStore, data_folder / SNAPSHOTS, snapshot_limit_bytes)
-        return cls(run_folder, data_folder, choice, real, simulated, networks, snapshots)
+        return cls(run_folder, data_folder, choice, real, simulated, networks, snapshots, image_limit_bytes)
 
     def inventory(self) -> Inventory:
         """What there is to lease now. Blocks for milliseconds (NVML)."""
@@ -212,8 +214,8 @@ class Runtime:
         self, prepared: PreparedContainer, running: RunningContainer, request: StartContainer, *, sources: Sources,
         image: BuiltImage | None = None,
     ) -> tuple[PreparedContainer, RunningContainer]:  # fmt: skip
-        """Make a container that was restored from a template and given to nobody this request's: its limits, GPUs and what its
-        runner is told. Folder, layer, network, group and id on the host stay as they are. `sources` is what
+        """Make a container that was made beforehand and given to nobody this request's: its limits, GPUs and what its runner
+        is told. Folder, layer, network, group and id on the host stay as they are. `sources` is what
         `prepared.sources()` was when it was made.
 
         Raises `Unlike` where its key is not the request's: it is untouched then. Raises the error tree (CONFLICT: what it
@@ -226,13 +228,13 @@ class Runtime:
         spec, plan, bundle = await self._plan(request, image)
         taken = replace(
             prepared, request=request, plan=plan, grant=no_gpus(), notes=notes, bundle=bundle, image=image, key_parts={},
-            snapshot_key="",
+            snapshot_key="", boot_key="",
         )  # fmt: skip
         await asyncio.to_thread(taken.set_key)
-        if not taken.snapshot_key or taken.snapshot_key != prepared.snapshot_key:
+        if not taken.warm_key or taken.warm_key != prepared.warm_key:
             raise Unlike
         await asyncio.to_thread(check_sources, sources, taken._spec().mounts)
-        await asyncio.to_thread(check_layer, prepared.made.layer, prepared.folder, spec)
+        await asyncio.to_thread(check_layer, prepared.made, prepared.folder, spec, plan.working_folder)
         if gpus:
             taken.grant = await asyncio.to_thread(self._grant, gpus, prepared.folder, engine.info.name)
         given, container = taken._spec(), running.container

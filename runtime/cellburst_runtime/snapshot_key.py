@@ -18,8 +18,11 @@ from .engine import Mount
 HASH_LETTERS = 16  # of a part that is a hash: 64 bits tell two environments of one machine apart
 # Made new for each container, or the container's own after a restore.
 _FILES_NOT_COMPARED = frozenset({"/etc/resolv.conf", "/etc/machine-id"})
-# Read when something is printed, so the restored process is simply given the new value.
-_VARIABLES_NOT_COMPARED = frozenset({"TERM", "COLORTERM", "NO_COLOR", "FORCE_COLOR", "CLICOLOR"})
+# Read when something is printed, so the restored process is simply given the new value; and what scikit-learn sets in every
+# process that imports it: the notebook's own kernel has it from the first cell on whose names come home.
+_VARIABLES_NOT_COMPARED = frozenset(
+    {"TERM", "COLORTERM", "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"}
+)
 _CPU_FIELDS = re.compile(r"^(model name|cpu family|model|stepping|flags|Features|CPU part)\s*:\s*(.*)$", re.MULTILINE)
 
 

@@ -33,7 +33,8 @@ class Manifest(msgspec.Struct, kw_only=True):
     `id` is the folder's name; a template's is its key. `key_parts` explain a mismatch of keys. A group's part of hash H is
     the file `names/H`, whatever its `at` says. `size_bytes` is what it takes on disk, set by `Draft.commit`. `layers` are the
     keys of the image's layers that it stands on. `encrypted`: the session was given a secret once, and checkpoint and store are
-    `sealed_files` under a key that this machine does not keep.
+    `sealed_files` under a key that this machine does not keep. `memory_mib` and `sizes_mib` are those of its
+    `ContainerSpec`, 0 where they were not kept.
     """
 
     kind: SnapshotKind
@@ -51,6 +52,8 @@ class Manifest(msgspec.Struct, kw_only=True):
     preloaded: list[str] = []
     layers: list[str] = []
     encrypted: bool = False
+    memory_mib: int = 0
+    sizes_mib: int = 0
 
 
 class SnapshotUnusable(Exception):

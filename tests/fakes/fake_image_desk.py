@@ -10,15 +10,18 @@ from cellburst_protocol.images import image_key
 from cellburst_protocol.messages import (
     BuildLog,
     BuildStream,
+    DamagedLayer,
     ImageBuilt,
     ImageList,
     ImageLogs,
     ImageRow,
     ImagesPruned,
+    ImagesVerified,
     ListImages,
     Logs,
     Message,
     PruneImages,
+    VerifyImages,
 )
 from cellburst_protocol.peer import LinkClosed, Stream
 
@@ -28,6 +31,7 @@ class FakeImageDesk:
 
     def __init__(self) -> None:
         self.rows: list[ImageRow] = []
+        self.damaged: list[DamagedLayer] = []
         self.lines: list[BuildLog] = [BuildLog(lines=["a line"], step=1, steps=2, title="apt_install git")]
         self.result: ImageBuilt | None = None
         self.hold = False
@@ -36,6 +40,10 @@ class FakeImageDesk:
         self.builds: list[BuildStream] = []
         self.given_up = 0
         self._tasks: set[asyncio.Task[Any]] = set()
+
+    def size_bytes(self) -> int:
+        """Of all rows."""
+        return sum(row.size_bytes for row in self.rows)
 
     def opened(self, message: Message, stream: Stream) -> None:
         """A stream that the gateway opened."""
@@ -59,17 +67,19 @@ class FakeImageDesk:
 
     def answer(self, message: Message) -> Message | None:
         """A control request about images; None for others."""
-        if not isinstance(message, ListImages | PruneImages | ImageLogs):
+        if not isinstance(message, ListImages | PruneImages | VerifyImages | ImageLogs):
             return None
         self.asked.append(message)
         if self.refuses is not None:
             raise self.refuses
         match message:
             case ListImages():
-                return ImageList(rows=self.rows, size_bytes=sum(row.size_bytes for row in self.rows))
+                return ImageList(rows=self.rows, size_bytes=self.size_bytes())
             case PruneImages():
-                freed = sum(row.size_bytes for row in self.rows) - message.max_bytes
+                freed = self.size_bytes() - message.max_bytes
                 return ImagesPruned(freed_bytes=max(0, freed), left_bytes=message.max_bytes)
+            case VerifyImages():
+                return ImagesVerified(layer_count=len(self.rows), size_bytes=self.size_bytes(), damaged=self.damaged)
             case ImageLogs():
                 if not any(row.id.startswith(message.id) for row in self.rows):
                     raise error(ErrorCode.NOT_FOUND, f"there is no image {message.id!r}")

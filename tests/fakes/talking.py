@@ -105,6 +105,10 @@ class TalkingEngine:
         """See `engine.Engine.snapshot_parts`."""
         return self._engine.snapshot_parts(spec)
 
+    def boot_parts(self, spec: ContainerSpec) -> dict[str, str]:
+        """See `engine.Engine.boot_parts`."""
+        return self._engine.boot_parts(spec)
+
     async def collect_garbage(self, folder: Path) -> None:
         """See `engine.Engine.collect_garbage`."""
         await self._engine.collect_garbage(folder)

@@ -201,14 +201,20 @@ async def test_a_container_comes_out_of_the_server_of_its_key(runtime: Runtime, 
         prepared = await runtime.prepare(request_for(tmp_path / "nb", **changes))
         said: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
-        async def on_dial(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            if not said.done():
-                said.set_result(await reader.read(400))
-            writer.close()
+        writers: list[asyncio.StreamWriter] = []
 
-        async with await asyncio.start_unix_server(on_dial, str(prepared.socket_path)):
+        async def on_dial(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writers.append(writer)
+            said.set_result(await reader.read(400))
+
+        server = await asyncio.start_unix_server(on_dial, str(prepared.socket_path))
+        try:
             running = await prepared.start()
             assert f'"container":"{running.container.id}"'.encode() in await asyncio.wait_for(said, 30)
+        finally:
+            server.close()  # first: a runner whose connection is gone dials again, and asyncio leaks what it accepts then
+            for writer in writers:
+                writer.close()
         return prepared.fork_key, running
 
     key, first = await start()

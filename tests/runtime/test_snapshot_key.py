@@ -77,6 +77,9 @@ SAME: dict[str, Callable[[Case], None]] = {
     "part of a CPU": lambda case: case.resources(cpu=0.5),
     "a simulated GPU": simulated_gpu,
     "how it prints": lambda case: case.image(environment={"TERM": "dumb"}),
+    "what scikit-learn sets": lambda case: case.image(
+        environment={**case.request.image.environment, "KMP_DUPLICATE_LIB_OK": "True"}
+    ),
     "order of variables": lambda case: case.image(environment={"B": "2", "A": "1"}),
 }
 OTHER: dict[str, tuple[Callable[[Case], None], str]] = {
@@ -151,6 +154,26 @@ def test_no_snapshots_no_key(tmp_path: Path) -> None:
     assert (case.prepared().snapshot_key, case.prepared().key_parts) == ("", {})
 
 
+def test_what_cannot_be_restored_but_given_away_has_a_key_of_its_own(tmp_path: Path) -> None:
+    case = Case(tmp_path)
+    restored = case.prepared()
+    assert restored.boot_key == "" and restored.warm_key == restored.snapshot_key != ""
+    for change in (case.options.clear, lambda: setattr(case, "settings", replace(case.settings, rootless=True))):
+        change()
+        booted = case.prepared()
+        assert (booted.snapshot_key, booted.key_parts, booted.fork_key) == ("", {}, "")
+        assert booted.warm_key == booted.boot_key != restored.snapshot_key
+    before = booted.boot_key
+    case.request.image.environment = {"OMP_NUM_THREADS": "3"}
+    assert case.prepared().boot_key not in ("", before)
+    case.grant = DeviceGrant(nodes=("/dev/nvidia0",))
+    assert case.prepared().warm_key == ""  # a sandbox that is up cannot be given a device
+    case = Case(tmp_path)
+    case.engine = ProcessEngine(Cgroups())
+    assert (case.prepared().boot_key, case.prepared().warm_key) == ("", "")
+    assert case.prepared().fork_key
+
+
 def test_parts_are_short_and_name_nothing_secret(tmp_path: Path) -> None:
     case = Case(tmp_path)
     case.image(environment={"PYTHONPATH": "/secret-folder"})
@@ -171,6 +194,25 @@ def test_sizes_inside_are_those_of_the_class(tmp_path: Path) -> None:
 
     assert sizes(1024) == sizes(2047)
     assert sum(sizes(2047).values()) < 1024 << 20
+
+
+@pytest.mark.parametrize("memory_mib", [300, 1500, 4096])
+def test_a_container_of_other_memory_takes_the_sizes_of_a_parked_one(tmp_path: Path, memory_mib: int) -> None:
+    case = Case(tmp_path)
+    parked = case.prepared()
+    sizes_mib, parked_spec = parked.parked_sizes_mib, parked._spec()
+    assert parked.parked_key == parked.snapshot_key and sizes_mib == 1024
+    case.resources(memory_mib=memory_mib)
+    other = case.prepared()
+    own_key, own_spec = other.snapshot_key, other._spec()
+    other.take_sizes(sizes_mib)
+    assert other.parked_key == parked.parked_key and other.parked_parts == parked.parked_parts
+    assert other.snapshot_key == own_key  # templates and warm containers are those of its own memory
+    spec = other._spec()
+    assert all_mounts(spec) == all_mounts(parked_spec) and spec.pids == parked_spec.pids
+    assert spec.memory_mib == memory_mib
+    other.take_sizes(0)
+    assert other._spec() == own_spec and other.parked_key == own_key
 
 
 def test_features_of_the_cpu_are_in_it() -> None:

@@ -10,10 +10,12 @@ import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cellburst_protocol.errors import ErrorCode, PlatformError
 from cellburst_protocol.messages import NameGroup, RemoteName, ValuePart
+from cellburst_runtime.snapshot_failures import FORGET_SECONDS, MOST_FAILURES
 from cellburst_runtime.snapshot_seal import BLOCK_BYTES
 from cellburst_runtime.snapshots import LiveFile, Manifest, SnapshotKind, SnapshotStore, SnapshotUnusable
 
@@ -201,7 +203,7 @@ def test_templates_make_room_least_recently_used_first(tmp_path: Path) -> None:
     parked = add(store, "p")
     for number, key in enumerate(("b", "c", "a")):
         os.utime(store.folder / "templates" / key, ns=(number, number))
-    store.succeeded("b")  # used now
+    store.used("b")  # used now
     room = 20 * MIB - store.usage().template_bytes - store.usage().parked_bytes
     store.draft("session", "q", room).abandon()
     assert [key for key in "abc" if store.template(key)] == ["a", "b", "c"]
@@ -222,18 +224,49 @@ def test_templates_make_room_least_recently_used_first(tmp_path: Path) -> None:
 def test_three_failures_in_a_row_disable_a_key(store: SnapshotStore) -> None:
     add(store, "k", kind="template")
     for _ in range(2):
-        store.failed("k")
-    store.succeeded("k")
+        store.failures.failed("template", "k")
+    store.used("k")
     for _ in range(2):
-        store.failed("k")
+        store.failures.failed("template", "k")
     assert store.template("k") is not None and not store.disabled("k")
-    store.failed("k")
+    store.failures.failed("template", "k")
     assert store.template("k") is None and store.disabled("k")
     add(store, "k", kind="template")
     again = SnapshotStore(store.folder, 100 * MIB)
     assert again.template("k") is None and not again.disabled("other")
-    again.succeeded("k")
+    again.used("k")
     assert again.template("k") is not None
+
+
+def test_a_session_s_failures_are_its_own(store: SnapshotStore) -> None:
+    add(store, "k", kind="template")
+    for _ in range(MOST_FAILURES):
+        store.failures.failed("session", "k")  # an id may well look like a key
+    assert store.failures.too_many("session", "k") and not store.failures.too_many("session", "other")
+    assert store.template("k") is not None
+    store.used("k")
+    assert store.failures.too_many("session", "k")
+    store.failures.succeeded("session", "k")
+    assert not store.failures.too_many("session", "k")
+
+
+def test_failures_are_forgotten_after_a_day(store: SnapshotStore) -> None:
+    add(store, "k", kind="template")
+    now = 1e9
+    store.failures.wall = lambda: now
+    for _ in range(MOST_FAILURES):
+        store.failures.failed("template", "k")
+    store.failures.failed("template", "other")
+    now += FORGET_SECONDS - 1
+    assert store.disabled("k")
+    store.failures.failed("template", "late")
+    now += 1
+    assert not store.disabled("k") and store.template("k") is not None
+    store.failures.failed("template", "k")
+    assert not store.disabled("k")  # counted from one again
+    assert set(msgspec.json.decode((store.folder / "failures.json").read_bytes())) == {"template k", "template late"}
+    (store.folder / "failures.json").write_text('{"k": 3}')  # what an earlier version wrote
+    assert not store.disabled("k")
 
 
 def test_a_second_commit_replaces_the_first(store: SnapshotStore) -> None:
@@ -312,5 +345,5 @@ def test_a_full_disk(small_disk: Path) -> None:
     assert full.value.code == ErrorCode.DISK_FULL
     draft.abandon()
     assert store.parked("q") is None and list((store.folder / "drafts").iterdir()) == []
-    store.failed("k")  # not counted, not raised
+    store.failures.failed("session", "k")  # not counted, not raised
     store.check(kept, checkpoint=True)

@@ -45,6 +45,42 @@ async def test_files_are_listed_and_fetched_and_put(setup: Setup) -> None:
     assert reply.error is not None and reply.error.code == "request.not_found"
 
 
+async def test_no_way_out_shows_a_secret(setup: Setup) -> None:
+    """Files' paths, names, modules, binary states of widgets, errors and last words, in all that the worker sends or writes."""
+    value = "sentinel_7c2e"
+    container = await setup.ready()
+    stream = await container.wait(lambda: container.stream)
+    await stream.send(m.ReleaseSecrets(environment={"TOKEN": value}, origins={"TOKEN": "hub"}))
+    code = (
+        "import os, sys, ipywidgets\nvalue = os.environ['TOKEN']\n"
+        "open(f'f-{value}.txt', 'w').write('kept')\nopen(f'f-{value.encode().hex()}.txt', 'w').write('too')\n"
+        "with __import__('tempfile').TemporaryDirectory() as folder:\n"
+        "    open(f'{folder}/{value}.py', 'w').write(''); sys.path.insert(0, folder); __import__(value)\n"
+        "globals()[f'n_{value}'] = 1\nimage = ipywidgets.Image(value=b'GIF' + value.encode())"
+    )
+    await container.run("call-1", code, bound=["image", f"n_{value}"], out=[f"n_{value}"])
+    _, cell = await container.until(m.CellDone, "call-1")
+    assert cell.status == "ok" and not any(group.names == [f"n_{value}"] for group in cell.home)
+    assert {"f-****(hub.TOKEN).txt", "f-****(hub.TOKEN).txt~2"} == {file.path for file in cell.files}
+    listed, _ = await container.ask("file_list")
+    assert "f-****(hub.TOKEN).txt" in str(listed.content)
+    got = [(await container.ask("file_get", path=file.path))[0] for file in cell.files]  # as they are shown
+    assert sorted(reply.blob.size_bytes for reply in got if reply.blob is not None) == [3, 4]
+    widgets, buffers = await container.ask("widgets")
+    assert buffers[0] == b"GIF" + b"*" * len(value), widgets
+    lost, _ = await container.ask("fetch", name=f"absent_{value}")
+    assert lost.error is not None and "absent_****(hub.TOKEN)" in lost.error.message
+    await container.run("call-2", "sys.__stderr__.write(value); sys.__stderr__.flush(); os._exit(3)")
+    await container.until(m.ExecutorEnded)
+    for got_event in container.events:
+        assert value not in str(got_event.event) and value.encode() not in b"".join(got_event.buffers)
+    for reply, raw in container.replies.values():
+        assert value not in str(reply) and value.encode() not in b"".join(raw)
+    for folder in ("spool", "imports"):
+        for path in (setup.folder / "data" / folder).rglob("*"):
+            assert not path.is_file() or value.encode() not in path.read_bytes(), path
+
+
 async def test_a_timeout_interrupts_and_is_said(setup: Setup) -> None:
     container = await setup.ready()
     await container.run("call-1", "import time\ntime.sleep(60)", timeout_seconds=0.3)

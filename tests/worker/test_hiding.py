@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
+from cellburst_protocol.errors import ErrorCode, ErrorInfo
 from cellburst_protocol.messages import (
     CellDone,
+    FileChange,
     IOPub,
     NameGroup,
     Notice,
@@ -83,6 +86,37 @@ def test_words_are_hidden_and_hashes_are_not_touched() -> None:
     assert made.head(notice) == notice
 
 
+def test_a_path_is_hidden_wherever_it_is() -> None:
+    made = hiding()
+    files = [FileChange(path=f"f-{VALUE}.txt", size_bytes=3), FileChange(path=f"{VALUE}/x", deleted=True)]
+    after = decode(made.head(encode(CellDone(status="ok", files=files))))
+    assert isinstance(after, CellDone)
+    assert [file.path for file in after.files] == ["f-****(hf.TOKEN).txt", "****(hf.TOKEN)/x"]
+    why = ErrorInfo(code=ErrorCode.NOT_FOUND, message=VALUE, allowed=VALUE, next=VALUE, detail={"path": VALUE})
+    assert VALUE not in made.error(why).text() + str(made.error(why).detail)
+    shown = stream(made, "text\n", name=VALUE)
+    assert VALUE.encode() not in b"".join(bytes(buffer) for one in shown for buffer in one.buffers)
+
+
+def test_paths_that_are_shown_alike_are_told_apart() -> None:
+    made = hiding()
+    hidden, coded = "a-****(hf.TOKEN)", base64.b64encode(VALUE.encode()).decode().rstrip("=")
+    paths = {"plain.txt", f"a-{VALUE}", f"a-{coded}", f"a-{VALUE.encode().hex()}"}
+    shown = made.paths(iter(paths))
+    assert set(shown) == paths and shown["plain.txt"] == "plain.txt" and shown == made.paths(sorted(paths))
+    assert sorted(shown.values()) == [hidden, f"{hidden}~2", f"{hidden}~3", "plain.txt"]
+    assert made.paths([hidden, f"a-{VALUE}"]) == {hidden: hidden, f"a-{VALUE}": f"{hidden}~2"}
+
+
+def test_what_was_hidden_is_known_again_also_when_it_was_replaced() -> None:
+    made = hiding()
+    made.add(ReleaseSecrets(environment={"TOKEN": "the-next-value"}, origins={"TOKEN": "hf"}))
+    again = Hiding()
+    again.know(made.given)
+    shown = again.text(f"{VALUE} the-next-value earlier-value")
+    assert shown == "****(hf.TOKEN) ****(hf.TOKEN) ****(old.KEY)"
+
+
 def test_values_that_have_one_are_kept_back(tmp_path: Path) -> None:
     made = hiding()
     (tmp_path / "big").write_bytes(b"x" * 5_000_000 + VALUE.encode() + b"y")
@@ -99,3 +133,5 @@ def test_values_that_have_one_are_kept_back(tmp_path: Path) -> None:
     groups = [group("a", "inline", 9), group("big", "blob", 5_000_001 + len(VALUE)), group("b", "inline", 30), group("clean", "blob", 100),
               group("link", "blob", 5_000_001 + len(VALUE)), group("../big", "blob", 1)]  # fmt: skip
     assert made.held_back(groups, [b"harmless!", b"pickle " + VALUE.encode()], tmp_path) == {1, 2}
+    named = NameGroup(names=["x", f"n{VALUE}"], hash="h", parts=[])
+    assert made.held_back([groups[3], named], [], tmp_path) == {1}

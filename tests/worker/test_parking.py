@@ -22,6 +22,7 @@ from cellburst_protocol.resources import Resources
 from cellburst_protocol.states import EndReason
 from cellburst_runtime.snapshot_manifest import Manifest
 from cellburst_runtime.snapshots import Draft
+from cellburst_worker.starting import TOO_OFTEN
 from tests.fakes.fake_gateway import FakeContainer
 from tests.worker.conftest import MIRROR, Setup
 
@@ -245,7 +246,7 @@ async def test_a_restore_that_fails_falls_back_to_the_names(setup: Setup) -> Non
         container = await setup.ready(f"c{number}", parked=f"p{number}")
         _, ready = await container.until(m.ContainerReady)
         assert (ready.start, ready.lost) == ("names", [])
-        said = "a plain process cannot be restored" if number < 4 else "restoring failed too often here"
+        said = "a plain process cannot be restored" if number < 4 else TOO_OFTEN
         assert [p.detail for p in ready.phases if p.name == "restore"] == [f"snapshot unusable: {said}"]
         assert len(setup.runtime.restores) == min(number, 3)
         assert await cell(container, "call-1", "print(x)") == "[5]\n"
@@ -281,7 +282,9 @@ async def test_another_engine_version_is_told_and_boots(setup: Setup) -> None:
     setup.runtime.key = "k1"
     container = await setup.ready("c1", parked="p1")
     _, ready = await container.until(m.ContainerReady)
-    assert [p.detail for p in ready.phases if p.name == "restore"] == ["snapshot unusable: engine was k0, is k1"]
+    assert [p.detail for p in ready.phases if p.name == "restore"] == [
+        "snapshot unusable: gVisor on this machine is another version now"
+    ]
     assert setup.runtime.restores == []
 
 

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -196,3 +197,34 @@ async def test_a_missing_token_file_is_said_at_once(short_path: Path) -> None:
     )  # fmt: skip
     _, errors = await process.communicate()
     assert process.returncode == 2 and b"cannot be read" in errors
+
+
+@pytest.fixture
+def small_disk(short_path: Path) -> Iterator[Path]:
+    folder = short_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "none", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.gvisor
+@pytest.mark.parametrize("full", ["data", "run"])
+async def test_a_full_disk_is_said_before_anything_is_started(short_path: Path, small_disk: Path, full: str) -> None:
+    (short_path / "token").write_text(TOKEN)
+    folders = {name: str((small_disk if name == full else short_path) / name) for name in ("data", "run")}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "cellburst_worker", "--join", "http://127.0.0.1:1", "--token-file", str(short_path / "token"),
+        "--data-dir", folders["data"], "--run-dir", folders["run"], stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(60):
+            _, errors = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+    said = errors.decode()
+    assert process.returncode == 2 and "Traceback" not in said, said
+    assert f"the disk of the {full} folder {folders[full]!r} is full" in said and f"--{full}-dir" in said, said
+    assert list((small_disk / full).iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ from cellburst_protocol import messages as m
 from cellburst_protocol.errors import ErrorCode
 from cellburst_protocol.resources import Resources
 from cellburst_protocol.states import EndReason
-from cellburst_runtime.snapshots import FAILURES_PER_KEY
+from cellburst_runtime.snapshot_failures import FORGET_SECONDS, MOST_FAILURES
 from cellburst_runtime.tools import find_runsc
 from cellburst_worker.site import Limits
+from cellburst_worker.starting import TOO_OFTEN
 from tests.fakes.fake_gateway import FakeContainer
 from tests.worker.test_parking_gvisor import House, cell, house, until
 
@@ -54,7 +56,7 @@ async def test_a_restore_that_hangs_falls_back_with_the_names_and_is_not_tried_f
         container, _ = await h.ready("c0")
         await cell(container, "call-0", "x = [0]; open('w', 'w').write('kept')")
         (hanging / "hang").touch()
-        for n in range(1, FAILURES_PER_KEY + 1):
+        for n in range(1, MOST_FAILURES + 1):
             event = await h.park(container, f"p{n}")
             assert event.parked.kind == "snapshot"
             container, ready = await h.ready(f"c{n}", parked=f"p{n}")
@@ -70,13 +72,22 @@ async def test_a_restore_that_hangs_falls_back_with_the_names_and_is_not_tried_f
             assert (hanging / "asked").read_text().count("asked") == n
         await h.park(container, "last")
         container, ready = await h.ready("c-last", parked="last")
-        assert ready.start == "names" and details(ready, "restore") == [
-            "snapshot unusable: restoring failed too often here"
-        ]
-        assert (hanging / "asked").read_text().count("asked") == FAILURES_PER_KEY  # not asked once more
-        assert await cell(container, "call-last", "print(len(x))") == f"{FAILURES_PER_KEY + 1}\n"
+        assert ready.start == "names" and details(ready, "restore") == [f"snapshot unusable: {TOO_OFTEN}"]
+        assert (hanging / "asked").read_text().count("asked") == MOST_FAILURES  # not asked once more
+        assert await cell(container, "call-last", "print(len(x))") == f"{MOST_FAILURES + 1}\n"
         # Nothing is left of those that hung.
         assert [path.name for path in (h.folder / "run" / "containers").iterdir()] == ["c-last"]
+        # Other sessions of the same image are none the worse, nor is this one after a day.
+        (hanging / "hang").unlink()
+        other, _ = await h.ready("c-other", session="another")
+        await cell(other, "call-other", "y = iter([1, 2]); next(y)")
+        await h.park(other, "other")
+        other, ready = await h.ready("c-other-2", session="another", parked="other")
+        assert ready.start == "snapshot" and await cell(other, "call-other-2", "print(next(y))") == "2\n"
+        await h.park(container, "later")
+        h.runtime.snapshots.failures.wall = lambda: time.time() + FORGET_SECONDS
+        container, ready = await h.ready("c-later", parked="later")
+        assert ready.start == "snapshot"
 
 
 async def test_a_template_whose_restore_hangs_is_a_boot(

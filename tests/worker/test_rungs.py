@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from cellburst_worker.rungs import Rung, Rungs, detail, difference, unusable
+from tests.runtime.test_snapshot_key import Case
 
 
 @pytest.mark.parametrize(
@@ -60,18 +63,32 @@ def test_below_a_boot_there_is_nothing() -> None:
     ("mine", "here", "said"),
     [
         ({"a": "1"}, {"a": "1"}, ""),
-        ({"engine": "1"}, {"engine": "2"}, "engine was 1, is 2"),
+        ({"engine": "1"}, {"engine": "2"}, "gVisor on this machine is another version now"),
         ({"gone": "x"}, {}, "gone was x, is not there"),
         ({}, {"new": "x"}, "new was not there, is x"),
+        ({"bundle": "x"}, {}, "the packages that run cells were updated since"),
         (
-            dict.fromkeys("abcde", "1"),
-            dict.fromkeys("abcde", "2"),
-            "a was 1, is 2; b was 1, is 2; c was 1, is 2 and 2 more",
+            {"CPUs": "2, 2 shown"},
+            {"CPUs": "8, 8 shown"},
+            "it ran with cpu=2 and cpu=8 is asked for: libraries make their threads for that number",
+        ),
+        # What follows from the first is not told.
+        (
+            {"mounts": "27 mounts 02604e18", "kernel": "6.1", "variables": "1"},
+            {"mounts": "26 mounts 12345678", "kernel": "6.2", "variables": "2"},
+            "this machine's kernel was 6.1 then and is 6.2 now",
         ),
     ],
 )
-def test_a_mismatch_names_what_differs(mine: dict[str, str], here: dict[str, str], said: str) -> None:
+def test_a_mismatch_is_told_as_a_sentence(mine: dict[str, str], here: dict[str, str], said: str) -> None:
     assert difference(mine, here) == said
+
+
+def test_every_part_of_a_key_has_its_sentence(tmp_path: Path) -> None:
+    parts = Case(tmp_path).prepared().key_parts
+    for name in [*parts, "bundle"]:
+        said = difference({**parts, name: "0123456789abcdef"}, parts)
+        assert said and not said.startswith(name) and (name in ("kernel", "CPUs") or "0123456789" not in said), said
 
 
 def test_phases_say_what_was_restored_or_why_not() -> None:

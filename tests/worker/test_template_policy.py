@@ -9,6 +9,8 @@ import pytest
 from cellburst_worker.template_policy import (
     AGAIN_SECONDS,
     MAX_PRELOAD,
+    MOST_UNFIT,
+    MOST_WRITTEN,
     NEED_BYTES,
     PATIENCE_SECONDS,
     QUIET_SECONDS,
@@ -72,3 +74,39 @@ def test_a_template_imports_no_more_than_its_limit() -> None:
     names = tuple(f"m{number}" for number in range(MAX_PRELOAD + 10))
     want = TemplatePolicy().due(0.0, [dataclasses.replace(QUIET, imports=names)], {}, MUCH)
     assert want is not None and want.preload == names[:MAX_PRELOAD]
+
+
+def test_a_module_that_must_not_be_in_one_is_left_out_at_once() -> None:
+    policy, facts = TemplatePolicy(), dataclasses.replace(QUIET, imports=("bad", "bad.inner", "badly", "numpy"))
+    want = policy.due(0.0, [facts], {}, MUCH)
+    assert want is not None and want.preload == facts.imports
+    policy.tried(want, 0.0)
+    policy.unfit(want, "bad")
+    again = policy.due(1.0, [facts], {}, MUCH)
+    assert again is not None and again.preload == ("badly", "numpy")
+    policy.tried(again, 1.0)
+    assert policy.due(AGAIN_SECONDS * 2, [facts], {"k1": ["badly", "numpy"]}, MUCH) is None
+    other = dataclasses.replace(facts, key="k2", container="c2")
+    want = policy.due(1.0, [other], {}, MUCH)
+    assert want is not None and want.preload == facts.imports
+    for number in range(MOST_UNFIT):
+        policy.unfit(want, f"module{number}")
+    want = policy.due(1.0, [other], {}, MUCH)
+    assert want is not None and want.preload == ()
+
+
+def test_one_whose_sources_were_written_meanwhile_is_taken_again_at_once_but_not_for_ever() -> None:
+    policy = TemplatePolicy()
+    for _ in range(MOST_WRITTEN):
+        want = policy.due(0.0, [QUIET], {}, MUCH)
+        assert want is not None
+        policy.tried(want, 0.0)
+        policy.written(want)
+    assert policy.due(0.0, [QUIET], {}, MUCH) is None
+    assert policy.due(AGAIN_SECONDS, [QUIET], {"k1": []}, MUCH) is None  # there is one after all
+    more = dataclasses.replace(QUIET, imports=("numpy",))
+    want = policy.due(AGAIN_SECONDS, [more], {"k1": []}, MUCH)
+    assert want is not None
+    policy.tried(want, AGAIN_SECONDS)
+    policy.written(want)
+    assert policy.due(AGAIN_SECONDS, [more], {"k1": []}, MUCH) is not None  # counted anew

@@ -13,6 +13,7 @@ from cellburst_worker.warm_policy import (
     LEAST_BYTES,
     OFTEN_SECONDS,
     OFTEN_STARTS,
+    PATIENCE_SECONDS,
     SETTLE_SECONDS,
     SHORT_BYTES,
     SPARE_FACTOR,
@@ -143,3 +144,23 @@ def test_what_failed_is_tried_again_later() -> None:
     policy.failed("k1", 5.0)
     assert policy.plan(5.0 + AGAIN_SECONDS - 0.1, [], ALL, ROOMY) == Plan()
     assert policy.plan(5.0 + AGAIN_SECONDS, [], ALL, ROOMY) == Plan(fill="k1")
+
+
+@pytest.mark.parametrize(
+    ("now", "quiet", "fill"),
+    [
+        (SETTLE_SECONDS, True, "k1"),
+        (SETTLE_SECONDS, False, ""),
+        (PATIENCE_SECONDS - 0.1, False, ""),
+        (PATIENCE_SECONDS, False, "k1"),
+    ],
+)
+def test_one_that_must_be_booted_waits_until_no_cell_runs_but_not_for_ever(now: float, quiet: bool, fill: str) -> None:
+    machine = dataclasses.replace(ROOMY, quiet=quiet)
+    assert used(k1=0.0).plan(now, [], ALL, machine, {"k1"}) == Plan(fill=fill)
+    assert used(k1=0.0).plan(now, [], ALL, machine) == Plan(fill="k1")  # a restore is next to no work
+
+
+def test_one_that_can_be_restored_does_not_wait_for_one_that_must_be_booted() -> None:
+    machine = dataclasses.replace(ROOMY, quiet=False)
+    assert used(k1=1.0, k2=0.0).plan(5.0, [], ALL, machine, {"k1"}) == Plan(fill="k2")

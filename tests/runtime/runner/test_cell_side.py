@@ -12,6 +12,20 @@ from cellburst_protocol.errors import ErrorCode
 from tests.fakes.runner_harness import FakeWorker, started
 
 LOOP = "import time\nstop = False\nprint('go', flush=True)\nwhile not stop: time.sleep(0.01)\nprint('stopped')"
+SHELF = "class Shelf:\n    def thousands(self):\n        'counts them'\nonly_there = Shelf()"
+# Whoever imports jedi waits for good.
+NO_JEDI = """
+import importlib.machinery, sys, threading
+class Never:
+    def find_spec(self, name, path=None, target=None):
+        return importlib.machinery.ModuleSpec(name, self) if name == 'jedi' else None
+    def create_module(self, spec):
+        return None
+    def exec_module(self, module):
+        threading.Event().wait()
+sys.meta_path.insert(0, Never())
+"""
+HELD = "n = 0\nprint('go', flush=True)\nwhile True: n += 1"
 COMM = """
 from comm import create_comm
 seen = []
@@ -47,6 +61,40 @@ async def test_completion_and_inspection_while_a_cell_runs(tmp_path: Path) -> No
         assert "list" in str(reply.content["data"])
         worker.send(m.Interrupt(call=call, level=1))
         assert (await worker.finish(call)).done.status == "error"
+
+
+async def test_completion_does_not_wait_for_jedi_beside_a_cell_that_holds_the_interpreter(tmp_path: Path) -> None:
+    async with started(tmp_path) as worker:
+        await worker.run(NO_JEDI + SHELF)
+
+        async def is_answered(code: str, start: int) -> None:
+            reply = (await worker.ask("complete", code=code, cursor_pos=len(code))).message
+            assert isinstance(reply, m.SideReply) and reply.content["matches"] == ["thousands"]
+            assert (reply.content["cursor_start"], reply.content["cursor_end"]) == (start, len(code))
+
+        await is_answered("only_there.thou", 11)  # from here on one question waits for jedi
+        call = worker.begin(HELD)
+        await worker.wait_text("go", call)
+        await is_answered("only_there.thou", 11)
+        await is_answered("x = 1\nlen(only_there.thou", 21)
+        worker.send(m.Interrupt(call=call, level=1))
+        assert (await worker.finish(call)).done.status == "error"
+        names = "import threading\nprint([t.name for t in threading.enumerate() if 'completion' in t.name])"
+        assert (await worker.run(names)).text() == "['cellburst-completion']\n"
+
+
+async def test_completion_is_jedi_s_where_it_answers(tmp_path: Path) -> None:
+    async with started(tmp_path) as worker:
+        await worker.run(SHELF)
+
+        async def types() -> Any:
+            reply = (await worker.ask("complete", code="only_there.thou", cursor_pos=15)).message
+            assert isinstance(reply, m.SideReply) and reply.content["matches"] == ["thousands"]
+            return reply.content["metadata"].get("_jupyter_types_experimental")
+
+        while (found := await types()) is None:  # jedi is being imported
+            pass
+        assert found[0]["type"] == "function" and found[0]["signature"] == "()"
 
 
 async def test_names_and_fetch(tmp_path: Path) -> None:

@@ -387,3 +387,11 @@ child.stdout.readline()
         await worker.thaw()
         assert _shown(await worker.run("child.communicate(b'x\\n')[0]")) == "b''"
         await worker.run("memory.close()")
+
+
+async def test_a_template_has_imported_what_completion_and_inspection_need_but_jedi(tmp_path: Path) -> None:
+    loaded = "import sys\nprint(*(m in sys.modules for m in ('IPython.core.guarded_eval', 'pygments.lexers.python', 'jedi')))"
+    async with started(tmp_path) as worker:
+        await _put_away(worker)
+        await worker.thaw()
+        assert (await worker.run(loaded)).text() == "True True False\n"

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import importlib.machinery
 import os
 import socket
 import subprocess
 import sys
 import types
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cellburst_runner import cell_imports, freeze_files, hooks, restore, supervisor, wire, worker_link
+from cellburst_runner import cell_imports, freeze_files, freeze_sources, hooks, restore, supervisor, wire, worker_link
 from cellburst_runner.supervisor_snapshot import Freezer, Step
 
 DAYS = 2 * 86400.0
@@ -204,6 +206,31 @@ def test_files_of_ours_and_not_of_others_without_memory_and_devices(tmp_path: Pa
         os.symlink(target, proc / str(me) / "fd" / str(number))
     found = freeze_files.open_files(str(proc))
     assert found == ["/etc/open", "/tmp/disk/y\nz", "/usr/lib/a b.so", "/usr/lib/grandchild.so"]
+
+
+def test_sources_are_the_files_that_modules_were_read_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cb_read.py").write_text("")
+    with zipfile.ZipFile(tmp_path / "packed.zip", "w") as archive:
+        archive.writestr("cb_packed.py", "")
+    for name in ("cb_gone", "cb_relative", "cb_named", "cellburst_runner.cb_ours"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules["cb_gone"].__file__ = str(tmp_path / "gone.py")
+    sys.modules["cb_relative"].__file__ = "cb_read.py"
+    sys.modules["cb_named"].__file__ = None
+    sys.modules["cellburst_runner.cb_ours"].__file__ = str(tmp_path / "packed.zip" / "ours.py")
+    before = set(freeze_sources.sources())
+    assert not any(path.startswith(str(tmp_path)) for path in before)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path / "packed.zip"))
+    for name in ("cb_read", "cb_packed"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        importlib.import_module(name)
+    try:
+        found = freeze_sources.sources()
+    finally:
+        del sys.modules["cb_read"], sys.modules["cb_packed"]
+    assert set(found) - before == {str(tmp_path / "cb_read.py"), str(tmp_path / "packed.zip")}
+    assert freeze_sources.__file__ not in found and asyncio.__file__ in found and found == sorted(found)
 
 
 def test_real_processes_may_end_while_they_are_listed() -> None:
