@@ -17,9 +17,9 @@ from cellburst_protocol.volumes import VolumeList
 TARGET = Path(__file__).resolve().parent.parent / "labextension" / "src" / "protocol.ts"
 ROOTS: list[Any] = [
     messages.Status, messages.CostReport, messages.Spending, messages.Logs, messages.SessionParked, messages.SecretList,
-    messages.RunList, messages.SchedulePreview, schedule_form.SchedulesShown, schedule_form.ScheduleShown,
-    schedule_form.LookAt, schedule_form.Looked, schedule_form.SaveSchedule, VolumeList, transfers.FolderList,
-    transfers.VolumeChange, ErrorInfo,
+    messages.RunList, messages.TakeEnds, messages.Ends, messages.SchedulePreview, schedule_form.SchedulesShown,
+    schedule_form.ScheduleShown, schedule_form.LookAt, schedule_form.Looked, schedule_form.SaveSchedule, VolumeList,
+    transfers.FolderList, transfers.VolumeChange, ErrorInfo,
 ]  # fmt: skip
 PLAIN = {
     str: "string",

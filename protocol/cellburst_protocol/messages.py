@@ -49,13 +49,16 @@ from .messages_events import (
 from .messages_images import (
     BuildLog,
     BuildStream,
+    DamagedLayer,
     ImageBuilt,
     ImageList,
     ImageLogs,
     ImageRow,
     ImagesPruned,
+    ImagesVerified,
     ListImages,
     PruneImages,
+    VerifyImages,
 )
 from .messages_parts import (
     BuildSecret,
@@ -93,6 +96,7 @@ from .messages_runner import (
 from .messages_schedules import (
     CancelRun,
     DeleteSchedule,
+    Ends,
     GetSchedule,
     ListRuns,
     ListSchedules,
@@ -105,6 +109,7 @@ from .messages_schedules import (
     ScheduleInfo,
     ScheduleList,
     SchedulePreview,
+    TakeEnds,
 )
 from .messages_secrets import (
     DeleteSecret,
@@ -222,6 +227,8 @@ Message = (
     | ImageList
     | PruneImages
     | ImagesPruned
+    | VerifyImages
+    | ImagesVerified
     | ImageLogs
     | PutSecret
     | SecretRow
@@ -250,6 +257,8 @@ Message = (
     | ScheduleInfo
     | ScheduleList
     | SchedulePreview
+    | TakeEnds
+    | Ends
     | RunnerHello
     | RunnerStart
     | RunnerReady
@@ -283,10 +292,12 @@ def decode(head: Buffer) -> Message:
 __all__ = [
     "Ack", "BuildLog", "BuildSecret", "BuildStream", "CallEnded", "CancelRun", "CellAccepted", "CellDone", "CellRefused",
     "CellStarted", "CommMessage", "ContainerEnded", "ContainerInfo", "ContainerParked", "ContainerReady",
-    "ContainerReport", "ContainerStarted", "ContainerStream", "ContainerUsage", "CostLine", "CostReport",
-    "DeleteSchedule", "DeleteSecret", "Done", "EndedThing", "EngineInfo", "Event", "ExecutorEnded", "FileChange", "FindSession",
+    "ContainerReport", "ContainerStarted", "ContainerStream", "ContainerUsage", "CostLine", "CostReport", "DamagedLayer",
+    "DeleteSchedule", "DeleteSecret", "Done", "EndedThing", "Ends", "EngineInfo", "Event", "ExecutorEnded", "FileChange",
+    "FindSession",
     "ForgetParked", "GetCost", "GetLogs", "GetSchedule", "GetSpending", "GetStatus", "GpuShown", "GpuUsage",
-    "Heartbeat", "Hello", "IOPub", "ImageBuilt", "ImageList", "ImageLogs", "ImageRow", "ImagesPruned", "Interrupt",
+    "Heartbeat", "Hello", "IOPub", "ImageBuilt", "ImageList", "ImageLogs", "ImageRow", "ImagesPruned", "ImagesVerified",
+    "Interrupt",
     "Inventory", "JoinWorker", "Joined", "ListImages", "ListReleases", "ListRuns", "ListSchedules", "ListSecrets",
     "Logs", "Message", "MirrorSpec", "NameGroup", "NamesData", "NamesNeeded", "Notice", "Numbered", "ParkContainer",
     "ParkFailed", "ParkSession", "ParkedInfo", "ParkedNames", "PauseSchedule", "Phase", "PhaseTime", "PreviewSchedule",
@@ -299,7 +310,8 @@ __all__ = [
     "SendParked",
     "SessionFound", "SessionInfo", "SessionParked", "SessionRow", "SessionStream", "SetBudget", "Shutdown",
     "SideReply", "SideRequest", "SnapshotUsage", "Spending", "SpendingRow", "StartContainer", "StartKind", "Status", "StdinReply",
-    "StdinRequest", "StopContainer", "StopSession", "UsageReport", "ValueComing", "ValuePart", "Waiting",
+    "StdinRequest", "StopContainer", "StopSession", "TakeEnds", "UsageReport", "ValueComing", "ValuePart", "VerifyImages",
+    "Waiting",
     "WarmContainer", "Welcome", "WorkerRow",
     "decode", "encode",
 ]  # fmt: skip

@@ -174,7 +174,7 @@ class GetCost(Base, kw_only=True, tag="get_cost"):
 
 
 class CostLine(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """Cost of one session, summed over its leases."""
+    """Cost of one session, summed over its leases. `what` is the hardware of its newest container, also of one that ended."""
 
     session: str
     notebook: str
@@ -184,6 +184,7 @@ class CostLine(msgspec.Struct, kw_only=True, omit_defaults=True):
     running: bool = False
     usd_per_second: str = "0"
     what: str = ""
+    parked: bool = False
 
 
 class CostReport(Base, kw_only=True, tag="cost_report"):

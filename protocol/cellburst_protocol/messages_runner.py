@@ -91,8 +91,9 @@ class RunnerFreeze(Base, kw_only=True, tag="runner_freeze"):
 
 class RunnerFrozen(Base, kw_only=True, tag="runner_frozen"):
     """The answer. `files` are the container's paths of all files that any process has mapped or open, other than
-    those in memory file systems; `groups` the saved names, `lost` those that could not be; `preloaded` what was imported.
-    With `error` nothing was frozen. Raw buffers: the inline parts."""
+    those in memory file systems; without `save_names` also those that the executor's modules were read from. `groups` are the
+    saved names, `lost` those that could not be; `preloaded` what was imported. With `error` nothing was frozen. Raw buffers:
+    the inline parts."""
 
     files: list[str] = []
     groups: list[NameGroup] = []

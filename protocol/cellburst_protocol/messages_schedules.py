@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from .errors import ErrorInfo
 from .messages_base import Base
+from .messages_control import EndedThing
 from .schedules import Forecast, RunRow, ScheduleRow, ScheduleSpec, When
 
 
@@ -25,7 +26,8 @@ class PutSchedule(Base, kw_only=True, tag="put_schedule"):
 class ScheduleInfo(Base, kw_only=True, tag="schedule_info"):
     """A schedule as it is now. `environment_changes`: what is installed differently in its environment than when it was
     scheduled, a line each ("numpy 2.2.3 -> 2.3.0"), as far as the gateway's machine can see. `missing`: secrets and
-    volumes that it names and that are not there now. Both are filled in for GetSchedule, `missing` also for PutSchedule."""
+    volumes that it names and that are not there now, and the mail server where mail is asked for. Both are filled in for
+    GetSchedule, `missing` also for PutSchedule."""
 
     row: ScheduleRow
     spec: ScheduleSpec
@@ -90,6 +92,21 @@ class RunList(Base, kw_only=True, tag="run_list"):
     """Runs, newest first. `after_unix_seconds` of the question leaves out those that ended before."""
 
     rows: list[RunRow] = []
+
+
+class TakeEnds(Base, kw_only=True, tag="take_ends"):
+    """A window's request for what it is to tell; `shown` are ids of ends that it has told. Answered with Ends."""
+
+    window: str
+    shown: list[str] = []
+
+
+class Ends(Base, kw_only=True, tag="ends"):
+    """What ended in the last day and was not told to whoever asks, the oldest first, at most some of each kind: ask again when
+    they are shown. They are this window's for a moment; those that it does not name in `shown` by then are told by another."""
+
+    things: list[EndedThing] = []
+    runs: list[RunRow] = []
 
 
 class CancelRun(Base, kw_only=True, tag="cancel_run"):

@@ -107,10 +107,12 @@ class RenameVolume(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class VolumeFiles(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """Entries by path, and the version that they show. `whole`: it is so long since the version that was asked for that what was
-    deleted since is not known any more; these are all files that there are."""
+    """Entries by path, the version that they show and the volume's `id`: a name may be another volume's now, whose versions count
+    from 0 again. `whole`: it is so long since the version that was asked for that what was deleted since is not known any more;
+    these are all files that there are."""
 
     version: int
+    id: str = ""
     entries: list[FileEntry] = []
     whole: bool = False
 

@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import json
 import os
+import re
 import sys
 import time
 from typing import Any
@@ -42,6 +43,8 @@ from .cli_volume import volume
 from .config import settings
 from .money import usd_text
 from .parked import parked_now_text, parked_text, usage_text
+
+SESSION_ID = re.compile(r"s-[0-9a-f]{16}")
 
 
 async def _status(peer: Peer) -> Status:
@@ -196,11 +199,13 @@ def _find(sessions: list[SessionRow], wanted: str) -> SessionRow:
 @click.option("--bytes", "max_bytes", default=262144, show_default=True, help="At most so much of the end.")
 @_shows_errors
 def logs(session: str, max_bytes: int) -> None:
-    """Print what a session printed."""
+    """Print what a session printed: its name, or its id, with a whole one also after its end."""
 
     async def question(peer: Peer) -> Logs:
-        row = _find((await _status(peer)).sessions, session)
-        answer = await peer.request(GetLogs(session=row.id, max_bytes=max_bytes))
+        # A whole id may be of a session that has ended, of which no list has a row: the gateway knows.
+        whole = SESSION_ID.fullmatch(session) is not None
+        id = session if whole else _find((await _status(peer)).sessions, session).id
+        answer = await peer.request(GetLogs(session=id, max_bytes=max_bytes))
         assert isinstance(answer, Logs)
         return answer
 

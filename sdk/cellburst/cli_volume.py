@@ -202,13 +202,23 @@ def rm(name: str, path: str, recursive: bool) -> None:
 @volume.command()
 @click.argument("old_name", metavar="OLD")
 @click.argument("new_name", metavar="NEW")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask, also where schedules use it.")
 @shows_errors
-def rename(old_name: str, new_name: str) -> None:
-    """Give a volume another name."""
+def rename(old_name: str, new_name: str, yes: bool) -> None:
+    """Give a volume another name. Schedules and lines of notebooks that name the old one do not follow."""
     from .volume import Volume
 
+    users = [user for user in _volume(old_name).info().used_by if user.startswith("schedule ")]
+    if users and not yes:
+        what = f"{', '.join(users)} would not find volume {old_name} any more"
+        click.confirm(f"{plain(what)}. Rename it to {plain(new_name)}?", abort=True, err=True)
     Volume.rename(old_name, new_name)
     out.print(f"{old_name} is {new_name} now", markup=False)
+    if users:
+        out.print(
+            f"still with the old name: {plain(', '.join(users))}; `cellburst schedule create --update` changes it",
+            markup=False,
+        )
 
 
 @volume.command()

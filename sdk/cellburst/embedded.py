@@ -66,7 +66,7 @@ def ensure_gateway(on_progress: Callable[[str], None] | None = None) -> Endpoint
         return Endpoint(url=configured.gateway_url.rstrip("/"), token=configured.token)
     running = find(configured.folders)
     if running is None:
-        with _start_lock(configured.folders):
+        with start_lock(configured.folders):
             running = find(configured.folders) or _start(configured, on_progress or (lambda line: None))
     token = (running.data_folder / "token").read_text().strip()
     return Endpoint(url=running.url, token=token, embedded=True, run_folder=configured.folders.run)
@@ -163,7 +163,7 @@ def _make_private(folder: Path, what: str = "data", variable: str = "CELLBURST_D
 
 
 @contextlib.contextmanager
-def _start_lock(folders: Folders) -> Iterator[None]:
+def start_lock(folders: Folders) -> Iterator[None]:
     """One starter at a time; others wait and then find what it started."""
     _make_private(folders.run, "run", "CELLBURST_RUN")
     with open(folders.run / "start.lock", "w") as lock:

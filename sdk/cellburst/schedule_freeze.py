@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -24,6 +24,7 @@ from .blobs import BlobClient
 from .sizes import size_text
 
 READ_BYTES = 8 * 1024 * 1024
+MAX_SEEN = 20 * MAX_FOLDER_FILES  # what is looked at in a folder before it is given up
 # What a run never needs, whatever it is.
 LEFT_OUT = frozenset(
     """.git .hg .svn .ipynb_checkpoints __pycache__ .venv venv node_modules .mypy_cache .pytest_cache .ruff_cache .tox
@@ -88,16 +89,15 @@ def read_notebook(path: Path) -> bytes:
 
 def freeze(path: Path, mode: Mode = "folder", *, data: bytes | None = None) -> Frozen:
     """Read the notebook and what lies beside it. `mode` as in `MirrorSpec.notebook_mode`. Raises RequestError (NOT_FOUND,
-    TOO_LARGE: with the largest folders named)."""
+    TOO_LARGE: with its size and the largest folders named, before anything is read)."""
     data = read_notebook(path) if data is None else data
     frozen = Frozen(path, data, blake3(data).hexdigest())
     if mode == "none":
         return frozen
-    total = 0
-    for relative, entry in _walk(path.parent, frozen, python_only=mode == "python_files"):
-        total += entry.st_size
-        if len(frozen.files) >= MAX_FOLDER_FILES or total > MAX_FOLDER_BYTES:
-            raise _too_large(path.parent, mode)
+    found = _walk(path.parent, frozen, python_only=mode == "python_files")
+    if len(found) > MAX_FOLDER_FILES or sum(entry.st_size for _, entry in found) > MAX_FOLDER_BYTES:
+        raise _too_large(path.parent, found)
+    for relative, entry in found:
         hash = _hash_file(path.parent / relative)
         if hash is not None:
             frozen.files.append(
@@ -139,8 +139,8 @@ def _walk(folder: Path, frozen: Frozen, *, python_only: bool) -> list[tuple[str,
                 frozen.secret.append(relative)
                 continue
             seen += 1
-            if seen > 20 * MAX_FOLDER_FILES:
-                raise _too_large(folder, "folder")
+            if seen > MAX_SEEN:
+                raise _too_large(folder, None)
             try:
                 if entry.is_symlink() and not _inside(folder, entry.path):
                     frozen.links.append(relative)
@@ -180,23 +180,18 @@ def _hash_file(path: Path) -> str | None:
     return hasher.hexdigest()
 
 
-def _too_large(folder: Path, mode: Mode) -> CellburstError:
+def _too_large(folder: Path, found: Sequence[tuple[str, os.stat_result]] | None) -> CellburstError:
+    """`found` None: there is so much in it that it was not even listed to its end."""
     sizes: dict[str, int] = {}
-    for relative, entry in _biggest(folder) if mode == "folder" else []:
+    for relative, entry in found or []:
         top = relative.partition("/")[0]
-        sizes[top] = sizes.get(top, 0) + entry
-    most = sorted(sizes.items(), key=lambda one: -one[1])[:3]
-    shown = ", ".join(f"{name} ({size_text(size)})" for name, size in most)
+        sizes[top] = sizes.get(top, 0) + entry.st_size
+    most = ", ".join(f"{name} ({size_text(size)})" for name, size in sorted(sizes.items(), key=lambda one: -one[1])[:3])
+    has = f"{len(found):,} files and {size_text(sum(sizes.values()))}" if found else f"more than {MAX_SEEN:,} files"
     return error(
-        ErrorCode.TOO_LARGE, f"the folder {folder} is too large to be kept with a schedule{': ' + shown if shown else ''}",
+        ErrorCode.TOO_LARGE,
+        f"the folder {folder} is too large to be kept with a schedule: {has}{', most of it ' + most if most else ''}",
         allowed=f"{MAX_FOLDER_FILES:,} files and {size_text(MAX_FOLDER_BYTES)}",
-        next="put data into a volume, or the notebook into a folder of its own, or schedule it without one (--no-folder)",
+        next="put data into a volume, or the notebook into a folder of its own, or leave the files here (`--no-folder`; in the"
+        " form: files beside the notebook stay here)",
     )  # fmt: skip
-
-
-def _biggest(folder: Path) -> list[tuple[str, int]]:
-    try:
-        found = _walk(folder, Frozen(folder, b"", ""), python_only=False)
-    except CellburstError:
-        return []
-    return [(relative, entry.st_size) for relative, entry in found]

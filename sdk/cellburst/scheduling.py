@@ -31,7 +31,15 @@ from cellburst_protocol.resources import (
     parse_seconds,
     parse_usd,
 )
-from cellburst_protocol.schedules import MAX_MISSED_WINDOW_SECONDS, Notify, Parameter, ScheduleSpec, When, near_timezone
+from cellburst_protocol.schedules import (
+    MAX_MISSED_WINDOW_SECONDS,
+    FrozenFile,
+    Notify,
+    Parameter,
+    ScheduleSpec,
+    When,
+    near_timezone,
+)
 from cellburst_protocol.volume_mounts import parse_volumes
 
 from .blobs import BlobClient
@@ -83,8 +91,11 @@ class Draft:
     notes: list[str]
 
 
-def draft(path: Path, image: MirrorSpec, asked: Asked, data: bytes | None = None) -> Draft:
-    """Freeze and look through a notebook. Raises RequestError for what is wrong in it or in what was asked."""
+def draft(
+    path: Path, image: MirrorSpec, asked: Asked, data: bytes | None = None, kept: Sequence[FrozenFile] | None = None
+) -> Draft:
+    """Freeze and look through a notebook. With `kept`, a schedule's own files, the folder as it is now is not looked at: that
+    draft is for being looked at only. Raises RequestError for what is wrong in it or in what was asked."""
     data = read_notebook(path) if data is None else data
     notebook = notebooks.read(data, path.name)
     cells = notebooks.code_cells(notebook)
@@ -97,7 +108,8 @@ def draft(path: Path, image: MirrorSpec, asked: Asked, data: bytes | None = None
     notes: list[str] = []
     asked = _machine_of(cells, asked, image, notes)
     notebooks.check_parameters(notebook, asked.parameters)
-    frozen = freeze(path, image.notebook_mode if asked.folder else "none", data=data)
+    frozen = freeze(path, image.notebook_mode if asked.folder and kept is None else "none", data=data)
+    frozen.files = list(kept) if kept is not None else frozen.files
     notes += _left_out(frozen)
     plain = msgspec.structs.replace(
         spec_of(asked, path), notebook_hash=frozen.hash, notebook_size_bytes=len(data), files=frozen.files, image=image

@@ -54,7 +54,7 @@ def refused(kernel: Kernel, cell: str, *words: str) -> Ran:
         ("timeout=0", ["is not a duration", "more than 0", "timeout=30m"]),
         ("budget=free", ["is not an amount in US dollars", "more than 0", "budget=$3"]),
         ("gpu=", ["a value is missing here", "gpu=A100"]),
-        ("=5", ["is no argument of %%modal", "gpu, memory, cpu"]),
+        ("=5", ["is no argument of %%modal: there is no name before the =", "gpu, memory, cpu"]),
         ("gpu=A100 gpu=T4", ["is given twice", "keep one gpu="]),
         ("gpoo=A100", ["is no argument of %%modal", "did you mean gpu=?"]),
         ("image=mine", ["is no variable of this notebook", "a variable that holds a cellburst.Image"]),

@@ -61,7 +61,12 @@ def test_logs_are_what_the_session_printed(place: House, kernel: Kernel) -> None
     assert end.stdout.endswith("line 999 of it\n") and len(end.stdout) <= 400 and "the last 400 bytes" in end.stderr
     unknown = command(place, "logs", "nothing-of-that-name")
     assert unknown.returncode == 1 and "is no session" in unknown.stderr and "cellburst ps" in unknown.stderr
+    (id,) = [session["id"] for session in status(place)["sessions"] if session["name"] == "logged"]
     kernel.run("%modal stop logged")
+    ended = command(place, "logs", id)  # as a schedule's history names it
+    assert ended.returncode == 0 and text in ended.stdout, ended.stderr
+    unknown = command(place, "logs", f"s-{0:016x}")
+    assert unknown.returncode == 1 and "there is no session" in unknown.stderr
 
 
 def test_a_worker_joins_by_the_command_and_leaves(place: House, shared: Kernel, short_path: Path) -> None:

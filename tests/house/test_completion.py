@@ -12,6 +12,22 @@ pytestmark = [pytest.mark.gvisor, pytest.mark.timeout(180)]
 MADE = "class Shelf:\n    def thousands(self):\n        'counts them'\nonly_there = Shelf()"
 # The thread that runs cells is taken, the interpreter is not: how long an answer takes is no matter of this test.
 BUSY = "import time\nprint('begun', flush=True)\nwhile True:\n    time.sleep(0.02)"
+# The interpreter is taken too, by the session's first cell, and whoever imports jedi waits for good.
+HELD = """
+import importlib.machinery, sys, threading
+class Never:
+    def find_spec(self, name, path=None, target=None):
+        return importlib.machinery.ModuleSpec(name, self) if name == 'jedi' else None
+    def create_module(self, spec):
+        return None
+    def exec_module(self, module):
+        threading.Event().wait()
+sys.meta_path.insert(0, Never())
+n = 0
+print('begun', flush=True)
+while True:
+    n += 1
+"""
 CODE = "%%modal\nonly_there.thousand"
 
 
@@ -46,6 +62,16 @@ def test_a_container_answers_while_its_cell_runs(kernel: Kernel) -> None:
     while kernel.client.get_iopub_msg(timeout=60)["content"].get("text") != "begun\n":
         pass
     is_known(kernel)  # the cell's own reply has not come
+    kernel.interrupt()
+    reply = kernel.client.get_shell_msg(timeout=60)
+    assert reply["parent_header"]["msg_id"] == cell and reply["content"]["ename"] == "KeyboardInterrupt"
+
+
+def test_a_container_answers_beside_a_first_cell_that_holds_the_interpreter(kernel: Kernel) -> None:
+    cell = kernel.client.execute("%%modal card=off\n" + MADE + HELD)
+    while kernel.client.get_iopub_msg(timeout=60)["content"].get("text") != "begun\n":
+        pass
+    is_known(kernel)
     kernel.interrupt()
     reply = kernel.client.get_shell_msg(timeout=60)
     assert reply["parent_header"]["msg_id"] == cell and reply["content"]["ename"] == "KeyboardInterrupt"

@@ -33,8 +33,10 @@ def test_cost_says_what_the_session_has_cost(kernel: Kernel) -> None:
     assert re.match(rf"default +{PRICE} +\d+ s  .*A100.*  running at \$\d+\.\d\d/h$", running), running
     assert re.match(rf"in all +{PRICE}  ", in_all), in_all
     kernel.check("%modal restart")
-    kernel.check("%%modal\nx = 2")
+    kernel.check("%%modal gpu=A100\nx = 2")
     lines = kernel.check("%modal cost").text.splitlines()
     assert len(lines) == 3 and lines[-1].startswith("in all")
-    assert sorted("running at $" in line for line in lines[:-1]) == [False, True], lines
+    ended, now = lines[:-1]
+    assert re.match(rf"default +{PRICE} +\d+ s  A100.* \(simulated\), .*cores, \d+ MiB  ended$", ended), ended
+    assert "A100" in now and "running at $" in now, now
     assert all(re.match(rf"default +{PRICE} ", line) for line in lines[:-1]), lines

@@ -150,9 +150,12 @@ while not told: time.sleep(0.01)
 
 
 def test_a_cell_that_asks_for_other_hardware_moves_its_session(place: House, kernel: Kernel) -> None:
-    kernel.check("%%modal gpu=T4 card=off\nimport threading\nkept = 41\nlock = threading.Lock()")
-    ran = kernel.check("%%modal gpu=A100 card=off\nimport os\nprint(kept + 1, os.environ['CUDA_VISIBLE_DEVICES'])")
-    assert "42" in ran.text, ran.text
+    """The lock comes with the process only: by value it would be refused."""
+    kernel.check("%%modal gpu=T4 card=off\nimport threading\nkept = 41\nlock = threading.Lock(); lock.acquire()")
+    ran = kernel.check("%%modal gpu=A100 card=off\nimport os\nprint(kept + 1, lock.locked(), os.getpid())")
+    assert "42 True" in ran.text and "did not come back" not in ran.text, ran.text
+    less = kernel.check("%%modal gpu=A100 memory=2GiB card=off\nprint(kept + 1, lock.locked(), os.getpid())")
+    assert less.text.splitlines()[-1] == ran.text.splitlines()[-1] and "did not come back" not in less.text, less.text
     row = next(row for row in sessions(place, kernel) if row["state"] == "idle" and row["container"])
     assert [gpu["type"][:4] for gpu in row["container"]["gpus"]] == ["A100"]
 

@@ -91,15 +91,15 @@ def user() -> Iterator[User]:
         shutil.rmtree(folder)
 
 
-def run_side(user: User, **more: str) -> dict[str, Any]:
-    """What `rootless_side` saw as the user."""
+def run_side(user: User, *words: str, **more: str) -> dict[str, Any]:
+    """What `rootless_side` saw as the user, called with these words."""
     folder = user.folder
     environment = {
         "PATH": os.environ["PATH"], "HOME": str(folder), "TMPDIR": str(folder), "LANG": "C.UTF-8", "COLUMNS": "300",
         "CELLBURST_DATA": str(folder / "data"), "CELLBURST_RUN": str(user.folder / "run"),
         "CELLBURST_CONFIG": str(folder / "none.toml"), "CELLBURST_SIMULATE_GPUS": "A100:2", **more,
     }  # fmt: skip
-    command = script(user, [sys.executable, "-m", "tests.house.rootless_side", str(folder)])
+    command = script(user, [sys.executable, "-m", "tests.house.rootless_side", str(folder), *words])
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=SIDE_SECONDS)
     assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-6000:]
     seen: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
@@ -148,10 +148,11 @@ def check_common(seen: dict[str, Any], user: User) -> None:
 
 @pytest.mark.gvisor
 def test_a_user_without_root_has_a_house_of_his_own(user: User) -> None:
-    seen = run_side(user)
+    namespaces = can_make_user_namespaces(user)
+    seen = run_side(user, *(["warm"] if namespaces else []))
     check_common(seen, user)
     engine, warning, notes = words(seen)
-    if not can_make_user_namespaces(user):
+    if not namespaces:
         assert engine == "process" and "isolates nothing" in notes
         return
     assert engine == "gvisor", seen["status"]
@@ -159,6 +160,17 @@ def test_a_user_without_root_has_a_house_of_his_own(user: User) -> None:
     assert "No network in this container" in notes
     assert seen["card"]["place"].startswith("gvisor on ")
     assert seen["home"] == "False\n", "the token of the data folder is not to be seen from the sandbox"
+    check_warm(seen["warm"])
+
+
+def check_warm(warm: dict[str, Any]) -> None:
+    """Snapshots are root's: a container that was booted beforehand serves the next session, and a parked one's names."""
+    assert warm["waits"]["memory_mib"] > 1 and "1 warm with " in warm["waits"]["told"]
+    assert [step for step in warm["phases"] if step[0] in ("boot", "restore")] == [["boot", "warm pool"]]
+    assert warm["found"].endswith("False True later c-\n"), warm["found"]
+    assert "only its names are kept" in warm["parked"] and "gVisor takes snapshots as root only" in warm["parked"]
+    assert [step for step in warm["phases_back"] if step[0] in ("boot", "restore")] == [["boot", "warm pool"]]
+    assert warm["back"].endswith("42\n"), warm["back"]
 
 
 def test_without_gvisor_code_runs_as_a_plain_process_and_that_is_said(user: User) -> None:

@@ -128,6 +128,28 @@ def test_the_example_is_scheduled_run_opened_and_run_again(place: House, tmp_pat
     command(place, "delete", "nightly_report", "--yes")
 
 
+def test_a_volume_that_a_schedule_uses_is_renamed_only_when_it_may_be(place: House, tmp_path: Path) -> None:
+    def volume(*words: str, answer: str = "") -> tuple[int, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "cellburst", "volume", *words], env={**os.environ, **place.environment, "COLUMNS": "200"},
+            input=answer, capture_output=True, text=True, timeout=WAIT_SECONDS, check=False,
+        )  # fmt: skip
+        return done.returncode, done.stdout + done.stderr
+
+    for name in ("shelf", "free"):
+        assert volume("create", name)[0] == 0
+    path = make(tmp_path, "1")
+    command(place, "create", str(path), "--every", "1d", "--volumes", "/data:shelf")
+    assert volume("rename", "free", "other") == (0, "free is other now\n")
+    code, said = volume("rename", "shelf", "board", answer="n\n")
+    assert code == 1 and "schedule made would not find volume shelf any more" in said, said
+    assert "is not there" not in command(place, "show", "made")
+    code, said = volume("rename", "shelf", "board", "--yes")
+    assert code == 0 and "shelf is board now" in said and "still with the old name: schedule made" in said, said
+    assert "volume 'shelf' is not there" in command(place, "show", "made")
+    command(place, "delete", "made", "--yes")
+
+
 def test_outputs_magics_and_errors_are_as_by_hand(place: House, tmp_path: Path) -> None:
     path = make(
         tmp_path,

@@ -16,10 +16,12 @@ import psutil
 import pytest
 
 from bench.harness import House, Kernel, Ran, house
+from tests.gateway.scheduled import notebook
 
 pytestmark = [pytest.mark.gvisor, pytest.mark.timeout(240)]
 FIRST, SECOND = "sentinel/one+äß-8c1f", "sentinel/two+äß-77d2"
 SECOND_LINE = "a-second-line-of-the-value"
+STORES = ("stores",)  # what a session writes lies there as it is, for as long as it runs
 PIECE_BYTES = 4 * 1024**2
 
 
@@ -69,24 +71,28 @@ def written(value: str) -> list[bytes]:
     ]
 
 
-def files_with(place: House, *values: str) -> list[str]:
-    """Files of the house with a value in any form. Regular files only, and none that another file system shows below it."""
+def files_with(place: House, *values: str, unseen: tuple[str, ...] = ()) -> list[str]:
+    """Files of the house with a value in any form, in their names too. Regular files only, none that another file system shows below
+    it, and none in a folder whose name is `unseen`."""
     forms = [form for value in values for form in written(value)]
     found, device = [], place.folder.stat().st_dev
     for folder, folders, names in os.walk(place.folder):
-        folders[:] = [name for name in folders if _device(Path(folder, name)) == device and name != "notebook-0"]
+        folders[:] = [
+            name for name in folders if _device(Path(folder, name)) == device and name not in ("notebook-0", *unseen)
+        ]
         for name in names:
             path = Path(folder, name)
             try:
-                if (
-                    not path.is_symlink()
-                    and path.is_file()
-                    and any(form in piece for piece in pieces(path) for form in forms)
-                ):
+                in_name = any(form in os.fsencode(name) for form in forms)
+                if in_name or (path.is_file() and not path.is_symlink() and _has(path, forms)):
                     found.append(str(path))
             except FileNotFoundError:
                 continue  # the house lives on meanwhile
     return found
+
+
+def _has(path: Path, forms: list[bytes]) -> bool:
+    return any(form in piece for piece in pieces(path) for form in forms)
 
 
 def pieces(path: Path) -> Iterator[bytes]:
@@ -128,9 +134,10 @@ def processes_with(place: House, value: str) -> list[str]:
     return found
 
 
-def nowhere(place: House) -> None:
-    assert files_with(place, FIRST, SECOND) == []
-    for value in (FIRST, SECOND):
+def nowhere(place: House, *values: str, unseen: tuple[str, ...] = ()) -> None:
+    values = values or (FIRST, SECOND)
+    assert files_with(place, *values, unseen=unseen) == []
+    for value in values:
         assert processes_with(place, value) == []
 
 
@@ -187,3 +194,58 @@ def test_a_secret_from_the_command_to_a_parked_session_and_back(place: House, ke
     assert [row["version"] for row in rows] == [2, 1] and {row["secret"] for row in rows} == {"hub"}
     kernel.check("%modal stop")
     nowhere(place)
+
+
+def test_names_of_files_and_what_a_resumed_session_still_has(place: House) -> None:
+    """A value in a file's name, and one that was replaced while the session was put away: a thread that tells it goes on at once."""
+    first, second = "sentinel-of-a-name-41c7", "sentinel-of-a-name-9e02"
+    cellburst(place, "secret", "create", "disk", "PART=-", stdin=first + "\n")
+    kernel = place.kernel()
+    try:
+        kernel.check("%load_ext cellburst_jupyter")
+        ran = kernel.check(
+            "%%modal secrets=disk\nimport os, pathlib, threading\npart = os.environ['PART']\n"
+            "pathlib.Path(f'f-{part}.txt').write_text('kept'); pathlib.Path(part).mkdir()\n"
+            "pathlib.Path(part, part.encode().hex()).write_text('')\nexec(f'n{part[:8]} = 1')"
+        )
+        shown_path = "f-****(disk.PART).txt"
+        assert shown_path in shown(ran) and "****(disk.PART)/****(disk.PART)" in shown(ran)
+        assert shown_path in shown(kernel.check("%modal get"))
+        kernel.check(f"%modal get '{shown_path}'")  # as it is shown
+        kernel.check(f"import pathlib; assert pathlib.Path('{shown_path}').read_text() == 'kept'")
+        kernel.check("%modal names")
+        nowhere(place, first, unseen=STORES)
+
+        kernel.check(
+            "%%modal\nstop, said = threading.Event(), threading.Event()\n"
+            "def tell():\n    while not stop.wait(0.01):\n        print('still', part, flush=True); said.set()\n"
+            "thread = threading.Thread(target=tell, daemon=True); thread.start(); said.wait()"
+        )
+        assert "Parked" in kernel.check("%modal park").text
+        nowhere(place, first)
+        cellburst(place, "secret", "create", "disk", "PART=-", "--replace", stdin=second + "\n")
+        ran = kernel.check(
+            "%%modal\nsaid.clear(); said.wait(); stop.set(); thread.join()\nprint(part, os.environ['PART'] != part)"
+        )
+        assert "****(disk.PART) True" in ran.text, ran.text
+        assert "still ****(disk.PART)" in shown(kernel.check("%modal logs")) and "sentinel" not in shown(ran)
+        nowhere(place, first, second, unseen=STORES)
+    finally:
+        kernel.run("%modal stop")
+        kernel.close()
+
+
+def test_a_run_of_a_schedule_tells_no_value_in_a_files_name(place: House, tmp_path: Path) -> None:
+    value = "sentinel-of-a-run-c0de"
+    cellburst(place, "secret", "create", "nightly", "PART=-", stdin=value + "\n")
+    path = tmp_path / "writes.ipynb"
+    path.write_bytes(notebook("import os; open('f-' + os.environ['PART'] + '.txt', 'w').write('kept')"))
+    cellburst(place, "schedule", "create", str(path), "--every", "1d", "--secrets", "nightly")
+    cellburst(place, "schedule", "run", "writes", "--wait")
+    told = cellburst(place, "schedule", "history", "writes")
+    assert "f-****(nightly.PART).txt" in told, told
+    (row,) = json.loads(cellburst(place, "schedule", "history", "writes", "--json"))
+    cellburst(place, "schedule", "open", row["id"], "-o", str(tmp_path / "out.ipynb"), "--files", str(tmp_path / "got"))
+    assert (tmp_path / "got" / "f-****(nightly.PART).txt").read_text() == "kept"
+    cellburst(place, "schedule", "delete", "writes", "--yes")
+    nowhere(place, value, unseen=STORES)

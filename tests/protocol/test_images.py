@@ -33,6 +33,7 @@ from cellburst_protocol.images import (
     is_forced,
     layer_keys,
     packs,
+    python_minor,
 )
 
 PACK = FilePack(hash="ab" * 32, size_bytes=10, files=1)
@@ -88,6 +89,15 @@ def test_a_forced_step_has_a_new_key_in_every_build() -> None:
 def test_debian_brings_its_own_python_where_it_is_that_one() -> None:
     assert debian_slim("3.11") == [DebianSlim()]
     assert debian_slim("3.12") == [DebianSlim(python=False), AddPython(python_version="3.12")]
+
+
+def test_debians_python_serves_where_its_patch_suffices() -> None:
+    assert debian_slim("3.11", least_patch=2) == [DebianSlim()]
+    other = debian_slim("3.11", least_patch=3)
+    assert other == [DebianSlim(python=False), AddPython(python_version="3.11", least="3.11.3")]
+    assert describe(other[1]) == "add_python 3.11.3 or later" and python_minor(other) == "3.11"
+    plain = AddPython(python_version="3.11")  # keys of before hold
+    assert b"least" not in msgspec.json.encode(plain) and keys(other[0], plain) != keys(*other)
 
 
 def test_packs_are_found_in_stages_too() -> None:

@@ -140,9 +140,18 @@ def test_a_folder_that_is_too_large_says_what_is(tmp_path: Path, monkeypatch: py
     (tmp_path / "images").mkdir()
     (tmp_path / "images/a.bin").write_bytes(b"x" * 100)
     monkeypatch.setattr("cellburst.schedule_freeze.MAX_FOLDER_BYTES", 50)
-    with pytest.raises(CellburstError, match="images") as caught:
+    monkeypatch.setattr(
+        "cellburst.schedule_freeze._hash_file", lambda _: pytest.fail("it is refused before it is read")
+    )
+    with pytest.raises(CellburstError, match=r"1 files and 100 B, most of it images \(100 B\)") as caught:
         freeze(path)
     assert caught.value.code is ErrorCode.TOO_LARGE
+    assert (
+        caught.value.info.allowed == "10,000 files and 50 B" and "files beside the notebook" in caught.value.info.next
+    )
+    monkeypatch.setattr("cellburst.schedule_freeze.MAX_SEEN", 0)
+    with pytest.raises(CellburstError, match="more than 0 files"):
+        freeze(path)
     with pytest.raises(CellburstError, match="cannot be read"):
         freeze(tmp_path / "gone.ipynb")
 
