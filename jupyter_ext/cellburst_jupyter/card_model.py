@@ -24,6 +24,7 @@ PHASE_NOW = {
     "boot": "starting the container",
     "enter": "preparing the kernel",
 }
+RUNGS = frozenset({"session", "warm pool", "template", "fork server"})  # details of the phases restore and boot
 # As a line of a stream output stands, without the space that JupyterLab puts after HTML.
 FOLDED_STYLE = (
     "color:var(--jp-ui-font-color2);font-family:var(--jp-ui-font-family);font-size:var(--jp-ui-font-size1);"
@@ -38,6 +39,8 @@ class CardModel:
     asked: str
     began: float
     phases: dict[str, float] = field(default_factory=dict)
+    details: dict[str, str] = field(default_factory=dict)  # of phases: which rung it was
+    unusable: str = ""  # why a faster rung was not taken
     current_phase: str = ""
     phase_since: float = 0.0
     waiting: str = ""
@@ -82,7 +85,11 @@ class CardModel:
 
     def took(self, phases: list[PhaseTime]) -> None:
         """The whole list of phases, from who timed them."""
-        self.phases.update({p.name: p.seconds for p in phases if p.name in START_PHASES})
+        for phase in phases:
+            if phase.name in START_PHASES:
+                self.phases[phase.name], self.details[phase.name] = phase.seconds, phase.detail
+            if "unusable" in phase.detail:
+                self.unusable = phase.detail
 
     def take_usage(self, report: UsageReport) -> None:
         """One second's figures."""
@@ -143,6 +150,12 @@ class CardModel:
         shown = [f"{PHASE_WORDS[n]} {_seconds(self.phases[n])}" for n in START_PHASES if self.phases.get(n, 0) >= 0.005]
         return ", ".join(shown)
 
+    def explained(self) -> str:
+        """The phases with which rung each was, and why a faster one was not taken: what is shown under the pointer."""
+        rungs = [f"from {self.details[n]}" for n in ("restore", "boot") if self.details.get(n) in RUNGS]
+        words = [self.started(), *rungs[:1], self.unusable]
+        return "; ".join(word for word in words if word)
+
     def cost(self) -> str:
         """Cost so far or in all, and the rate, at reference prices."""
         rate = self.usage.usd_per_second if self.usage is not None else ""
@@ -163,7 +176,7 @@ class CardModel:
     def html(self, now: float) -> str:
         """The one line that is left after the cell, for the saved notebook. At most about 1 KB."""
         # Without the class, front ends that typeset mathematics take what stands between two dollar signs for a formula.
-        more, text = (html.escape(words[:400]) for words in (self.started(), self.line(now, short=True)))
+        more, text = (html.escape(words[:400]) for words in (self.explained(), self.line(now, short=True)))
         return f'<div class="mathjax_ignore" title="{more}" style="{FOLDED_STYLE}">{text}</div>'
 
     def state(self, now: float) -> dict[str, object]:

@@ -53,6 +53,7 @@ def scan_folder(folder: str) -> FolderScan | None:
     try:
         mtime_ns = os.stat(folder).st_mtime_ns
     except OSError:
+        _scans.pop(folder, None)
         return None
     known = _scans.get(folder)
     if known is not None and known.mtime_ns == mtime_ns and all(_stamp(f) == s for f, s in known.stamps.items()):
@@ -72,14 +73,34 @@ def scan_folder(folder: str) -> FolderScan | None:
     return scan
 
 
-def installed_stamp() -> tuple[tuple[str, int], ...]:
-    """Another value once a package was installed or removed, or `sys.path` changed. A `stat` for each site-packages folder.
+# For each entry of `sys.path`: its time, and those of the files that were opened in it with their sizes.
+Stamps = tuple[tuple[str, int, tuple[tuple[str, tuple[int, int]], ...]], ...]
 
-    A `.pth` file that is written in place is not seen by it.
-    """
+
+def installed_stamp() -> Stamps:
+    """What `read_stamp` would say after reading again: another value once a package was installed or removed, a `.pth` or
+    editable install changed, also in place, or `sys.path` did. A `stat` for each site-packages folder and such file."""
     return tuple(
-        (entry, _stamp(entry)[0] if is_site_folder(entry) else 0) for entry in sys.path if isinstance(entry, str)
+        (entry, _stamp(entry)[0], tuple((path, _stamp(path)) for path in _read_stamps(entry)[1]))
+        if is_site_folder(entry)
+        else (entry, 0, ())
+        for entry in sys.path
+        if isinstance(entry, str)
     )
+
+
+def read_stamp() -> Stamps:
+    """The same as it was when `scan_folder` last read: each stamp is older than what was read after it."""
+    return tuple(
+        (entry, (read := _read_stamps(entry))[0], tuple(read[1].items())) if is_site_folder(entry) else (entry, 0, ())
+        for entry in sys.path
+        if isinstance(entry, str)
+    )
+
+
+def _read_stamps(folder: str) -> tuple[int, dict[str, tuple[int, int]]]:
+    scan = _scans.get(os.path.abspath(folder))
+    return (scan.mtime_ns, scan.stamps) if scan is not None else (-1, {})
 
 
 def is_site_folder(folder: str) -> bool:

@@ -204,6 +204,7 @@ class Follower:
                     return
             case Queued(position=position, waiting_for=what):
                 model.waiting = f"waiting, {_ordinal(position)} in line: {what}"
+                self.card.refresh(now)
             case BuildLog():
                 if model.build(item.message):
                     self.card.show(now)

@@ -252,7 +252,7 @@ def _cost(notebook: Notebook, options: LineOptions) -> None:
     report = notebook.hub.request(GetCost(notebook=notebook.hub.notebook))
     assert isinstance(report, CostReport)
     for line in report.lines:
-        state = "" if line.what == "parked" else "ended"
+        state = "parked" if line.parked else "ended"
         if line.running:
             state = f"running at {usd_text(line.usd_per_second, per_hour=True)}/h"
         _print(f"{line.name:<12} {usd_text(line.usd):>10}  {line.seconds:8.0f} s  {line.what}  {state}")

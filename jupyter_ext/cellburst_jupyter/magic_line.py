@@ -157,6 +157,10 @@ def _items(line: str) -> list[_Item]:
         word, position = _word(line, column)
         dashed = word.startswith("--")
         key, equals, value = word[2:].partition("=") if dashed else word.partition("=")
+        if equals and not key:
+            what = f"{word!r} is no argument of %%modal: there is no name before the ="
+            then = "write name and value without spaces, for example gpu=A100"
+            raise _refuse(line, column, what, allowed=", ".join(KEYS), next=then)
         value_column = column + len(key) + 1 + 2 * dashed
         if equals:
             items.append(_Item(key, _unquote(line, value, value_column), column, value_column))
@@ -201,7 +205,8 @@ def _check_key(item: _Item, line: str) -> None:
         )  # fmt: skip
     if item.key not in KEYS:
         near = difflib.get_close_matches(item.key.lower(), [*KEYS, *NOT_YET], n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}=?" if near else "lists are written without spaces: gpu=H100,A100"
+        rest = "lists are written without spaces: gpu=H100,A100" if item.value is None else f"leave {item.key}= out"
+        hint = f"did you mean {near[0]}=?" if near else rest
         what = f"{item.key!r} is no argument of %%modal"
         raise _refuse(line, item.column, what, allowed=", ".join(KEYS), next=hint)
     if item.value is None and item.key not in FLAGS:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from .comms import SessionComms
     from .detached import DetachedCell
+    from .environment_paths import Stamps
     from .hub import Hub
     from .notebook_uses import NotebookUses
     from .session import Item, RemoteSession
@@ -44,7 +45,7 @@ class Notebook:
         self._comms: dict[str, SessionComms] = {}
         self._states: WidgetStates | None = None
         self._mirrors: dict[tuple[str, ...], MirrorSpec] = {}
-        self._mirror_stamps: dict[tuple[str, ...], tuple[tuple[str, int], ...]] = {}
+        self._mirror_stamps: dict[tuple[str, ...], Stamps] = {}
         self._mirror_read: dict[tuple[str, ...], float] = {}
         self._mirror_lock = threading.Lock()
 
@@ -107,7 +108,7 @@ class Notebook:
         self._comms.pop(session.name, None)
 
     def mirror(self, mounts: tuple[str, ...]) -> MirrorSpec:
-        """This kernel's environment; read now only if it never was, or something was installed or removed since."""
+        """This kernel's environment; read now only if it never was, or something was installed, removed or edited since."""
         from .environment_paths import installed_stamp
 
         if mounts not in self._mirrors or self._mirror_stamps.get(mounts) != installed_stamp():
@@ -124,12 +125,11 @@ class Notebook:
 
     def _read_mirror(self, mounts: tuple[str, ...]) -> None:
         from .environment import collect_environment
-        from .environment_paths import installed_stamp
+        from .environment_paths import read_stamp
 
         with self._mirror_lock:
-            stamp = installed_stamp()
             self._mirrors[mounts] = collect_environment(notebook_folder=str(self.hub.folder), mounts=list(mounts))
-            self._mirror_read[mounts], self._mirror_stamps[mounts] = self.clock(), stamp
+            self._mirror_read[mounts], self._mirror_stamps[mounts] = self.clock(), read_stamp()
 
     def _late(self, session: RemoteSession, item: Item) -> None:
         """On the loop: an event of no running cell (a thread that still prints, a widget's answer, the container's end)."""

@@ -3,8 +3,8 @@
 import { URLExt } from '@jupyterlab/coreutils';
 import { ServerConnection } from '@jupyterlab/services';
 import {
-  Chunk, ErrorInfo, FolderList, Logs, LookAt, Looked, RunList, SaveSchedule, SchedulePreview, SchedulesShown, ScheduleShown, SecretList, SecretRow, SessionParked, Spending, Status,
-  VolumeChange, VolumeList, VolumeRow
+  Chunk, Ends, ErrorInfo, FolderList, Logs, LookAt, Looked, RunList, SaveSchedule, SchedulePreview, SchedulesShown, ScheduleShown, SecretList, SecretRow, SessionParked, Spending, Status,
+  TakeEnds, VolumeChange, VolumeList, VolumeRow
 } from './protocol';
 
 /** An error as the server says it. */
@@ -13,11 +13,14 @@ export class ApiError extends Error {
     super(info.message);
   }
 
-  /** All of it: what is wrong, what is allowed, what to do next. */
   get text(): string {
-    const { message, allowed, next } = this.info;
-    return [message, allowed && `allowed: ${allowed}`, next].filter(Boolean).join('. ');
+    return infoText(this.info);
   }
+}
+
+/** All of an error: what is wrong, what is allowed, what to do next. */
+export function infoText({ message, allowed, next }: ErrorInfo): string {
+  return [message, allowed && `allowed: ${allowed}`, next].filter(Boolean).join('. ');
 }
 
 /** An error's words, whatever it is. */
@@ -57,12 +60,14 @@ export class Api {
   createSchedule = (form: SaveSchedule): Promise<ScheduleShown> => this.send('POST', 'schedules', form);
   changeSchedule = (schedule: string, form: SaveSchedule): Promise<ScheduleShown> => this.send('PUT', `schedules/${part(schedule)}`, form);
   takeNotebook = (schedule: string): Promise<ScheduleShown> => this.send('POST', `schedules/${part(schedule)}/take`, {});
-  allRuns = (after: number): Promise<RunList> => this.send('GET', `runs?after=${after}`);
+  takeEnds = (asked: TakeEnds): Promise<Ends> => this.send('POST', 'ends', asked);
   cancelRun = (run: string): Promise<unknown> => this.send('DELETE', `runs/${part(run)}`);
   /** The executed notebook of a run, as it is now. */
   runNotebook = (run: string): Promise<any> => this.send('GET', `runs/${part(run)}/notebook`);
   /** Where a link downloads it from. */
   runNotebookUrl = (run: string): string => this.url(`runs/${part(run)}/notebook?download=1`);
+  /** Where a link downloads a file from that it wrote. */
+  runFileUrl = (run: string, path: string): string => this.url(`runs/${part(run)}/files/${path.split('/').map(part).join('/')}`);
   runs = (schedule: string): Promise<RunList> => this.send('GET', `schedules/${part(schedule)}/runs`);
   pauseSchedule = (schedule: string, paused: boolean): Promise<unknown> =>
     this.send('PATCH', `schedules/${part(schedule)}`, { paused });

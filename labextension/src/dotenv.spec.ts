@@ -1,21 +1,33 @@
 import { parseDotenv } from './dotenv';
 
-test('plain lines, quotes, comments, export', () => {
-  const text = '\ufeff# keys\r\nexport A = one\r\nB="two # not a comment"\nC=\'$three\' \nD=four # a comment\nE=\n\n';
-  expect(parseDotenv(text)).toEqual({ values: { A: 'one', B: 'two # not a comment', C: '$three', D: 'four', E: '' }, problems: [] });
+interface ICase {
+  text: string;
+  values?: Record<string, string>;
+  duplicates?: string[];
+  refused_line?: number;
+}
+
+declare const __dirname: string;
+const fs = jest.requireActual<{ readFileSync(path: string, encoding: 'utf8'): string }>('fs');
+const CASES: ICase[] = JSON.parse(fs.readFileSync(`${__dirname}/../../tests/protocol/dotenv_cases.json`, 'utf8'));
+
+test.each(CASES.map(one => [JSON.stringify(one.text), one] as const))('as the SDK reads %s', (_, one) => {
+  const { values, duplicates, problem } = parseDotenv(one.text);
+  expect(problem?.line).toBe(one.refused_line);
+  expect(Object.fromEntries(values)).toEqual(one.values ?? {});
+  expect(duplicates).toEqual(one.duplicates ?? []);
 });
 
-test('a value of several lines, with escapes in double quotes only', () => {
-  const text = 'KEY="-----BEGIN\nabc\\n\\"x\\"\nEND"\nRAW=\'a\\nb\'\nNEXT=1';
-  expect(parseDotenv(text).values).toEqual({ KEY: '-----BEGIN\nabc\n"x"\nEND', RAW: 'a\\nb', NEXT: '1' });
+test('there are cases', () => {
+  expect(CASES.length).toBeGreaterThan(30);
 });
 
-test('the last of two lines with one key holds', () => {
-  expect(parseDotenv('A=1\nA=2').values).toEqual({ A: '2' });
+test('what cannot be read is told by its line and a word, never with a value', () => {
+  expect(JSON.stringify(parseDotenv('A=1\nsk-secret').problem)).toBe('{"line":2,"why":"no pair"}');
+  expect(JSON.stringify(parseDotenv('A=1\nB="sk-secret').problem)).toBe('{"line":2,"why":"open quote"}');
+  expect(JSON.stringify(parseDotenv('A="x" sk-secret').problem)).toBe('{"line":1,"why":"behind quote"}');
 });
 
-test('what cannot be taken is named without a value', () => {
-  const { values, problems } = parseDotenv('sk-secret-value\nA="sk-open\nB=1');
-  expect(values).toEqual({ B: '1' });
-  expect(problems).toEqual(['line 1 is not KEY=VALUE', 'the quote of A (line 2) is not closed']);
+test('a key that is the name of something else is a key', () => {
+  expect([...parseDotenv('__proto__=1\nconstructor=2').values]).toEqual([['__proto__', '1'], ['constructor', '2']]);
 });

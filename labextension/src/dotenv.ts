@@ -1,65 +1,85 @@
-/** A pasted `.env`: the same rules as the SDK's `Secret.from_dotenv`. Pure; nothing is kept. */
+/** A pasted `.env`: the rules of the SDK's `Secret.from_dotenv` (protocol/cellburst_protocol/dotenv.py). Both are held to them by one
+ *  table, tests/protocol/dotenv_cases.json. Pure; nothing is kept, and no problem shows a value. */
 
 export interface IParsed {
-  values: Record<string, string>;
-  /** What could not be taken, by line and key, never with a value. */
-  problems: string[];
+  /** Keys and values in their order. A key that stands twice has the last value. */
+  values: Map<string, string>;
+  /** Keys that stand twice or more. */
+  duplicates: string[];
+  /** Why it cannot be read; nothing is taken then. */
+  problem: { line: number; why: Why } | null;
 }
 
-const LINE = /^\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=(.*)$/;
+export type Why = 'no pair' | 'open quote' | 'behind quote';
 
-/** KEY=VALUE lines; quotes, `export`, comments and values of several lines in quotes. A later line of a key replaces an earlier. */
-export function parseDotenv(text: string): IParsed {
-  const values: Record<string, string> = {};
-  const problems: string[] = [];
-  const lines = text.replace(/^\ufeff/, '').split(/\r\n|\r|\n/);
-  for (let number = 0; number < lines.length; number++) {
-    const line = lines[number];
-    if (/^\s*(#.*)?$/.test(line)) {
-      continue;
-    }
-    const found = LINE.exec(line);
-    if (!found) {
-      problems.push(`line ${number + 1} is not KEY=VALUE`);
-      continue;
-    }
-    const key = found[1];
-    let rest = found[2].trim();
-    const quote = rest[0];
-    if (quote === '"' || quote === "'") {
-      const start = number;
-      let end = closing(rest, quote);
-      while (end < 0 && number + 1 < lines.length) {
-        number += 1;
-        rest += '\n' + lines[number];
-        end = closing(rest, quote);
-      }
-      if (end < 0) {
-        problems.push(`the quote of ${key} (line ${start + 1}) is not closed`);
-        number = start;
+const SPACE = '\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000'; // what Python calls white space
+const START = new RegExp(`[ \\t]*(?:export[ \\t]+)?([^${SPACE}=#'"]+)[ \\t]*=[ \\t]*`, 'y');
+const BLANK = /[ \t]*(?:#[^\n]*)?(?:\n|$)/y;
+const UNQUOTED = /[^\n]*/y;
+const COMMENT = /(?:^|[ \t])#[^\n]*/;
+const ENDS = new RegExp(`^[${SPACE}]+|[${SPACE}]+$`, 'g');
+const QUOTED: Record<string, RegExp> = { "'": /'((?:\\'|[^'])*)'/y, '"': /"((?:\\[^]|[^"\\])*)"/y };
+const MEANS: Record<string, string> = { n: '\n', r: '\r', t: '\t', '"': '"', "'": "'", '\\': '\\', $: '$', '`': '`' };
+
+class Unreadable extends Error {
+  constructor(readonly position: number, readonly why: Why) {
+    super(why);
+  }
+}
+
+/** KEY=VALUE lines; quotes, `export`, comments, and values of several lines in quotes. */
+export function parseDotenv(given: string): IParsed {
+  const text = given.replace(/^\ufeff/, '').replace(/\r\n?/g, '\n');
+  const values = new Map<string, string>();
+  const duplicates = new Set<string>();
+  try {
+    for (let position = 0; position < text.length; ) {
+      const blank = at(BLANK, text, position);
+      if (blank) {
+        position += blank[0].length;
         continue;
       }
-      const inner = rest.slice(1, end);
-      values[key] = quote === '"' ? unescaped(inner) : inner;
-    } else {
-      values[key] = rest.replace(/\s+#.*$/, '');
+      const start = at(START, text, position);
+      if (!start) {
+        throw new Unreadable(position, 'no pair');
+      }
+      const [value, end] = valueAt(text, position + start[0].length);
+      if (values.has(start[1])) {
+        duplicates.add(start[1]);
+      }
+      values.set(start[1], value);
+      position = end;
     }
+  } catch (error) {
+    if (!(error instanceof Unreadable)) {
+      throw error;
+    }
+    return { values: new Map(), duplicates: [], problem: { line: text.slice(0, error.position).split('\n').length, why: error.why } };
   }
-  return { values, problems };
+  return { values, duplicates: [...duplicates], problem: null };
 }
 
-function closing(text: string, quote: string): number {
-  for (let at = 1; at < text.length; at++) {
-    if (text[at] === '\\' && quote === '"') {
-      at += 1;
-    } else if (text[at] === quote) {
-      return at;
-    }
+/** A value and where what follows it begins. */
+function valueAt(text: string, position: number): [string, number] {
+  const quote = text[position];
+  if (!(quote in QUOTED)) {
+    const line = at(UNQUOTED, text, position)![0];
+    return [line.replace(COMMENT, '').replace(ENDS, ''), position + line.length + 1];
   }
-  return -1;
+  const quoted = at(QUOTED[quote], text, position);
+  if (!quoted) {
+    throw new Unreadable(position, 'open quote');
+  }
+  const end = position + quoted[0].length;
+  const rest = at(BLANK, text, end);
+  if (!rest) {
+    throw new Unreadable(end, 'behind quote');
+  }
+  const value = quote === "'" ? quoted[1].replace(/\\'/g, "'") : quoted[1].replace(/\\([^])/g, (all, letter: string) => MEANS[letter] ?? all);
+  return [value, end + rest[0].length];
 }
 
-function unescaped(text: string): string {
-  const known: Record<string, string> = { n: '\n', r: '\r', t: '\t' };
-  return text.replace(/\\(.)/gs, (_, letter: string) => known[letter] ?? letter);
+function at(pattern: RegExp, text: string, position: number): RegExpExecArray | null {
+  pattern.lastIndex = position;
+  return pattern.exec(text);
 }

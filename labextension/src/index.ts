@@ -11,6 +11,7 @@ import { Api } from './api';
 import { showOnDrag } from './drops';
 import { Folds } from './folds';
 import { gpuIcon } from './icons';
+import { language } from './language';
 import { ISocket, LiveModel } from './live';
 import { CurrentNotebook } from './notebook';
 import { Panel } from './panel';
@@ -46,6 +47,7 @@ const plugin: JupyterFrontEndPlugin<void> = {
     launcher: ILauncher | null
   ) => {
     const trans = (translator ?? nullTranslator).load('cellburst');
+    language.trans = trans;
     const api = new Api(app.serviceManager.serverSettings);
     const live = new LiveModel({
       dial: () => new api.settings.WebSocket(api.liveUrl) as ISocket,
@@ -78,9 +80,9 @@ const plugin: JupyterFrontEndPlugin<void> = {
       }
     });
     const teller = new Teller({
-      trans, api, live, db, panel, openPath: tools.openPath, openRun: run => forms.openRun(run, run.name), runsChanged: () => forms.changed()
+      trans, api, live, storage: browserStorage(), panel, openPath: tools.openPath, openRun: run => forms.openRun(run, run.name), runsChanged: () => forms.changed(),
+      openPanel: () => void app.commands.execute(Commands.open)
     });
-    void app.restored.then(() => teller.start());
     for (const command of [Commands.open, Commands.start, SCHEDULE, RUN_ON]) {
       palette?.addItem({ command, category: 'Cellburst', args: { isPalette: true } });
     }
@@ -96,7 +98,7 @@ const plugin: JupyterFrontEndPlugin<void> = {
     const follow = (): void => live.setVisible(!document.hidden);
     void app.restored.then(follow);
     document.addEventListener('visibilitychange', follow);
-    void settings?.load(ID).then(
+    const loaded = settings?.load(ID).then(
       own => {
         const take = (): void => {
           shown.statusBar = own.get('statusBar').composite as boolean;
@@ -109,6 +111,8 @@ const plugin: JupyterFrontEndPlugin<void> = {
       },
       problem => console.error('cellburst: its settings cannot be read', problem)
     );
+    // Whether it may tell anything is in the settings.
+    void Promise.all([app.restored, loaded]).then(() => teller.start());
   }
 };
 
@@ -128,6 +132,15 @@ function addCommands(app: JupyterFrontEnd, trans: ReturnType<ITranslator['load']
     describedBy: none,
     execute: () => live.start()
   });
+}
+
+/** The browser's storage, null where it gives none. */
+function browserStorage(): Storage | null {
+  try {
+    return window.localStorage;
+  } catch {
+    return null;
+  }
 }
 
 /** Open the notebook of a session. Sessions know its path on the machine; the server's files begin at its root. */

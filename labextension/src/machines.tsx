@@ -1,7 +1,7 @@
 /** "Machines": workers and their GPUs, what is free, what waits. */
 
 import * as React from 'react';
-import { Meter, Note, RowList, Section, Simulated } from './parts';
+import { Absent, Meter, Note, RowList, Section, Simulated } from './parts';
 import { GpuShown, GpuUsage, Status, WorkerRow } from './protocol';
 import { useTools } from './tools';
 import { gibText } from './words';
@@ -19,7 +19,7 @@ export function Machines(props: { status: Status | null; open: boolean }): JSX.E
   return (
     <Section id="machines" title={trans.__('Machines')} note={note.join(' · ')} open={props.open}>
       {!props.status ? (
-        <Note>{trans.__('Shown when the gateway runs.')}</Note>
+        <Absent />
       ) : workers.length === 0 ? (
         <Note>{trans.__('No machine has joined yet. The worker of this machine joins a moment after the gateway starts.')}</Note>
       ) : (

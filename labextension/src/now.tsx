@@ -1,13 +1,13 @@
 /** "Now": what runs and what is parked, with what it uses and costs. */
 
-import { Notification } from '@jupyterlab/apputils';
 import { closeIcon, listIcon, runIcon, stopIcon } from '@jupyterlab/ui-components';
 import * as React from 'react';
 import { confirm, showLogs, tried } from './dialogs';
 import { parkIcon } from './icons';
 import { parseUsd, rateText, sumUsd, usdText } from './money';
-import { Action, Meter, Note, RowList, Section, Simulated } from './parts';
+import { Absent, Action, Meter, Note, RowList, Section, Simulated } from './parts';
 import { SessionRow, Status } from './protocol';
+import { toast } from './toasts';
 import { ITools, useTools } from './tools';
 import { ageText, gibText, gpuText, isSimulated, mean, sessionTitle, sharesText, sizeText } from './words';
 
@@ -34,7 +34,7 @@ export function Now(props: { status: Status | null; open: boolean }): JSX.Elemen
         {words.join(', ')}
       </div>
       {!props.status ? (
-        <Note>{trans.__('Shown when the gateway runs.')}</Note>
+        <Absent />
       ) : sessions.length === 0 ? (
         <Note>
           {trans.__('Nothing runs and nothing costs. Start a cell with')} <code>%%modal gpu=any</code>
@@ -155,7 +155,7 @@ function Warm({ status }: { status: Status }): JSX.Element | null {
 async function wake({ trans, openPath, resume }: ITools, session: SessionRow, title: string): Promise<void> {
   if (!(await resume(session.notebook, session.name))) {
     openPath(session.notebook);
-    Notification.info(trans.__('No kernel of %1 runs. Run a cell of it: that brings the session back.', title), { autoClose: 15_000 });
+    toast(title, trans.__('No kernel of %1 runs. Run a cell of it: that brings the session back.', title), 'info', { autoClose: 15_000 });
   }
 }
 

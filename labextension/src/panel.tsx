@@ -67,7 +67,7 @@ function Sections(): JSX.Element {
 }
 
 /** What is wrong with the connection, and what to do. Nothing while all is well. */
-function Banner(): JSX.Element | null {
+export function Banner(): JSX.Element | null {
   const { trans, api } = useTools();
   const live = useLive();
   if (live.connection === 'live') {

@@ -3,6 +3,7 @@
 import { caretDownIcon, caretRightIcon, LabIcon } from '@jupyterlab/ui-components';
 import * as React from 'react';
 import { ApiError, errorText } from './api';
+import { Connection } from './live';
 import { IList, useTools } from './tools';
 import { visibleRows } from './windowed';
 
@@ -109,25 +110,36 @@ export function Problem(props: { error: unknown; onAgain?: () => void }): JSX.El
   );
 }
 
-/** A list's states: loading, an error, nothing there, or its rows. An error keeps what was shown before. */
+/** What stands where nothing can be shown yet: that it comes, or what has to happen before. */
+export function Absent(): JSX.Element {
+  const { trans, live } = useTools();
+  const words: Record<Connection, string> = {
+    waiting: trans.__('Loading…'), live: trans.__('Loading…'),
+    offline: live.starting ? trans.__('Shown when the gateway has started.') : trans.__('Shown when the gateway runs: press Start above.'),
+    disconnected: trans.__('Shown when the Jupyter server answers again.'),
+    'logged-out': trans.__('Shown when you are logged in again: the link is above.')
+  };
+  return <Note>{words[live.connection]}</Note>;
+}
+
+/** A list's states: loading, offline, an error, nothing there, or its rows. An error keeps what was shown before; without a connection
+ *  an error of before says nothing, the banner above does. */
 export function ListBody<T, R>(props: {
   list: IList<T>;
   rows(value: T): R[];
   empty: React.ReactNode;
   children(rows: R[], value: T): React.ReactNode;
 }): JSX.Element {
-  const { trans, live } = useTools();
-  const { value, error, loading, refresh } = props.list;
+  const { live } = useTools();
+  const { value, error, refresh } = props.list;
+  const problem = error && live.connection === 'live' ? <Problem error={error} onAgain={refresh} /> : null;
   if (value === null) {
-    if (error && live.connection === 'live') {
-      return <Problem error={error} onAgain={refresh} />;
-    }
-    return <Note>{loading ? trans.__('Loading…') : trans.__('Shown when the gateway runs.')}</Note>;
+    return problem ?? <Absent />;
   }
   const rows = props.rows(value);
   return (
     <>
-      {error && live.connection === 'live' ? <Problem error={error} onAgain={refresh} /> : null}
+      {problem}
       {rows.length ? props.children(rows, value) : <Note>{props.empty}</Note>}
     </>
   );

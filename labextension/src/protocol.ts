@@ -42,7 +42,7 @@ export interface ContainerUsage {
   gpus?: GpuUsage[];
 }
 
-/** Cost of one session, summed over its leases. */
+/** Cost of one session, summed over its leases. `what` is the hardware of its newest container, also of one that ended. */
 export interface CostLine {
   session: string;
   notebook: string;
@@ -52,6 +52,7 @@ export interface CostLine {
   running?: boolean;
   usd_per_second?: string;
   what?: string;
+  parked?: boolean;
 }
 
 /** What was spent, at reference prices. */
@@ -70,6 +71,12 @@ export interface EndedThing {
   problem?: string;
   seconds?: number;
   ended_unix_seconds?: number;
+}
+
+/** What ended in the last day and was not told to whoever asks, the oldest first, at most some of each kind: ask again when they are shown. They are this window's for a moment; those that it does not name in `shown` by then are told by another. */
+export interface Ends {
+  things?: EndedThing[];
+  runs?: RunRow[];
 }
 
 /** An engine a worker has, and what it isolates. `warning` is shown to the user whenever the engine is used. */
@@ -222,7 +229,7 @@ export interface LookAt {
   take?: boolean;
 }
 
-/** The form's start, and what a run would have and stumble over. `parameters` None: no cell has the tag. `problem`: what was typed cannot be scheduled, and nothing else is told. */
+/** The form's start, and what a run would have and stumble over. `parameters` None: no cell has the tag. `problem`: it cannot be scheduled as it was typed; of what it has then only the parameters are told, and for a new form its start. */
 export interface Looked {
   text: ScheduleText;
   notebook?: string;
@@ -452,10 +459,11 @@ export interface ScheduleText {
   modal_cells?: string;
 }
 
-/** All schedules by name; `changed` are ids of those whose notebook is another now than the one that is kept. */
+/** All schedules by name; `changed` are ids of those whose notebook is another now than the one that is kept, `gone` of those whose notebook's file is not there any more. */
 export interface SchedulesShown {
   rows?: ScheduleRow[];
   changed?: string[];
+  gone?: string[];
 }
 
 /** All secrets of the workspace by name; `notes` are stores that could not be asked, in words. */
@@ -555,6 +563,12 @@ export interface Status {
   queue?: string[];
   gpu_usd_per_second?: Record<string, string>;
   ended?: EndedThing[];
+}
+
+/** A window's request for what it is to tell; `shown` are ids of ends that it has told. Answered with Ends. */
+export interface TakeEnds {
+  window: string;
+  shown?: string[];
 }
 
 /** What a window asks to change, all or none. Without `overwrite` nothing that is there is replaced. */

@@ -2,7 +2,7 @@
 
 import * as React from 'react';
 import { ErrorInfo, Looked, ParameterShown, SchedulePreview, ScheduleText, SecretRow, VolumeRow } from './protocol';
-import { forecastText, IMount, Kind, listed, mounts, mountsText, PRESETS, toggled, valueOf } from './schedule_text';
+import { forecastText, IMount, Kind, listed, mayBeEmpty, mounts, mountsText, PRESETS, toggled, valueOf } from './schedule_text';
 import { useTools } from './tools';
 
 export interface IFields {
@@ -156,8 +156,11 @@ export function Problem({ info }: { info: ErrorInfo }): JSX.Element {
   );
 }
 
-/** The parameters of the notebook, each with its type. What is left empty keeps the notebook's own value. */
-export function Parameters(props: { parameters: ParameterShown[] | null | undefined; raw: Record<string, string>; set(name: string, text: string): void }): JSX.Element {
+/** What is typed for each parameter; `undefined` keeps the notebook's own value. */
+export type Raw = Record<string, string | undefined>;
+
+/** The parameters of the notebook, each with its type. What is left empty keeps the notebook's own value, unless it is to be empty. */
+export function Parameters(props: { parameters: ParameterShown[] | null | undefined; raw: Raw; set(name: string, text: string | undefined): void }): JSX.Element {
   const { trans } = useTools();
   const { parameters, raw } = props;
   return (
@@ -168,26 +171,35 @@ export function Parameters(props: { parameters: ParameterShown[] | null | undefi
       )}
       <div className="cb-fields">
         {(parameters ?? []).map(parameter => {
-          const wrong = valueOf(parameter, raw[parameter.name] ?? '').problem;
+          const text = raw[parameter.name];
+          const wrong = valueOf(parameter, text).problem;
           return (
-            <Field
-              key={parameter.name} label={parameter.type ? `${parameter.name} (${parameter.type})` : parameter.name}
-              problem={wrong && trans.__('This is not %1', wrong)}
-            >
-              {parameter.type === 'bool' ? (
-                <select className="jp-mod-styled" value={raw[parameter.name] ?? ''} onChange={event => props.set(parameter.name, event.target.value)}>
-                  <option value="">{trans.__('as in the notebook: %1', parameter.default ?? '')}</option>
-                  <option value="true">True</option>
-                  <option value="false">False</option>
-                </select>
-              ) : (
-                <input
-                  className="jp-mod-styled" spellCheck={false} autoComplete="off" placeholder={parameter.default} value={raw[parameter.name] ?? ''}
-                  inputMode={parameter.type === 'int' || parameter.type === 'float' ? 'decimal' : undefined}
-                  onChange={event => props.set(parameter.name, event.target.value)}
-                />
+            <div key={parameter.name}>
+              <Field label={parameter.type ? `${parameter.name} (${parameter.type})` : parameter.name} problem={wrong && trans.__('This is not %1', wrong)}>
+                {parameter.type === 'bool' ? (
+                  <select className="jp-mod-styled" value={text ?? ''} onChange={event => props.set(parameter.name, event.target.value || undefined)}>
+                    <option value="">{trans.__('as in the notebook: %1', parameter.default ?? '')}</option>
+                    <option value="true">True</option>
+                    <option value="false">False</option>
+                  </select>
+                ) : (
+                  <input
+                    className="jp-mod-styled" spellCheck={false} autoComplete="off" placeholder={text === undefined ? parameter.default : ''} value={text ?? ''}
+                    inputMode={parameter.type === 'int' || parameter.type === 'float' ? 'decimal' : undefined}
+                    onChange={event => props.set(parameter.name, event.target.value || undefined)}
+                  />
+                )}
+              </Field>
+              {mayBeEmpty(parameter) && !text && (
+                <label className="cb-dim">
+                  <input
+                    type="checkbox" checked={text === ''} aria-label={trans.__('%1 is the empty text', parameter.name)}
+                    onChange={event => props.set(parameter.name, event.target.checked ? '' : undefined)}
+                  />{' '}
+                  {trans.__('empty text, not as in the notebook')}
+                </label>
               )}
-            </Field>
+            </div>
           );
         })}
       </div>

@@ -1,14 +1,15 @@
 /** The form of a schedule, in a tab of its own: it reads what is typed back in words, says what a run would stumble over before it is
  *  saved, and keeps what was typed when somebody else was faster. */
 
-import { MainAreaWidget, Notification, ReactWidget } from '@jupyterlab/apputils';
+import { MainAreaWidget, ReactWidget } from '@jupyterlab/apputils';
 import * as React from 'react';
 import { ApiError, errorText } from './api';
 import { scheduleIcon } from './icons';
 import { kinds } from './magic_cell';
-import { Looked, SchedulePreview, ScheduleShown, ScheduleText, SecretRow, VolumeRow } from './protocol';
-import { Choice, Count, Field, Findings, Given, Line, Parameters, Told, When } from './schedule_fields';
-import { differences, Kind, kindOf, typed, valueOf, withKind } from './schedule_text';
+import { Looked, SchedulePreview, ScheduleRow, ScheduleShown, ScheduleText, SecretRow, VolumeRow } from './protocol';
+import { Choice, Count, Field, Findings, Given, Line, Parameters, Raw, Told, When } from './schedule_fields';
+import { conflictOf, differences, freeName, Kind, kindOf, typed, valueOf, withKind } from './schedule_text';
+import { toast } from './toasts';
 import { ITools, Tools, useLive, useTools } from './tools';
 import { fileName, sizeText } from './words';
 
@@ -23,7 +24,7 @@ export function scheduleTab(tools: ITools, target: Target, done: () => void): Ma
   const content = ReactWidget.create(
     <Tools.Provider value={tools}>
       <Loaded target={target} done={words => {
-        Notification.success(words, { autoClose: 8000 });
+        toast(tools.trans.__('The schedule'), words, 'success', { autoClose: 8000 });
         done();
         tab.dispose();
       }} />
@@ -84,10 +85,11 @@ function Form(props: IStart & { target: Target; done(words: string): void }): JS
   const schedule = 'schedule' in target ? target.schedule : '';
   const [text, setText] = React.useState<ScheduleText>(props.looked.text);
   const [kind, setKind] = React.useState<Kind>(kindOf(props.looked.text));
-  const [raw, setRaw] = React.useState<Record<string, string>>(() => rawOf(props.looked, props.looked.text));
+  const [raw, setRaw] = React.useState<Raw>(() => rawOf(props.looked, props.looked.text));
   const [take, setTake] = React.useState(!schedule);
   const [base, setBase] = React.useState(props.shown);
   const [theirs, setTheirs] = React.useState<ScheduleShown | null>(null);
+  const [taken, setTaken] = React.useState<ITaken | null>(null);
   const [looked, setLooked] = React.useState(props.looked);
   const [preview, setPreview] = React.useState<SchedulePreview | null>(null);
   const [failed, setFailed] = React.useState<unknown>(null);
@@ -96,9 +98,9 @@ function Form(props: IStart & { target: Target; done(words: string): void }): JS
   const change = (part: Partial<ScheduleText>): void => setText(old => ({ ...old, ...part }));
 
   const shownParameters = looked.parameters ?? [];
-  const wrong = shownParameters.filter(parameter => valueOf(parameter, raw[parameter.name] ?? '').problem);
+  const wrong = shownParameters.filter(parameter => valueOf(parameter, raw[parameter.name]).problem);
   const parameters = Object.fromEntries(
-    shownParameters.map(p => [p.name, valueOf(p, raw[p.name] ?? '').value]).filter(([, value]) => value !== undefined)
+    shownParameters.map(p => [p.name, valueOf(p, raw[p.name]).value]).filter(([, value]) => value !== undefined)
   );
   const sent = withKind({ ...text, parameters }, kind);
 
@@ -129,26 +131,31 @@ function Form(props: IStart & { target: Target; done(words: string): void }): JS
       );
   });
 
-  const save = async (revision: number): Promise<void> => {
+  const save = async (revision: number, name?: string): Promise<void> => {
     setSaving(true);
     setFailed(null);
+    setTaken(null);
     try {
-      const form = { text: sent, revision, take };
+      const form = { text: name ? { ...sent, name } : sent, revision, take };
       const saved = 'path' in target ? await api.createSchedule({ ...form, path: target.path }) : await api.changeSchedule(schedule, form);
       const lacks = saved.missing?.length ? ` ${trans.__('Not there: %1', saved.missing.join('; '))}` : '';
       props.done(trans.__('%1 is scheduled: %2', saved.row.name, saved.row.words) + lacks);
     } catch (error) {
-      setSaving(false);
-      if (schedule && error instanceof ApiError && error.status === 409) {
-        try {
+      try {
+        const conflict = error instanceof ApiError && error.status === 409 ? conflictOf(error.info) : null;
+        if (conflict?.taken) {
+          const { rows = [] } = await api.schedules().catch(() => ({ rows: [] as ScheduleRow[] }));
+          setTaken({ name: name ?? sent.name ?? '', by: rows.find(row => row.id === conflict.taken) ?? null, free: freeName(name ?? sent.name ?? '', rows.map(row => row.name)) });
+        } else if (schedule && conflict?.changed) {
           setTheirs(await api.schedule(schedule));
-          top.current?.scrollIntoView({ block: 'start' });
-          return;
-        } catch (gone) {
-          error = gone;
+        } else {
+          throw error;
         }
+        top.current?.scrollIntoView({ block: 'start' });
+      } catch (gone) {
+        setFailed(gone);
       }
-      setFailed(error);
+      setSaving(false);
     }
   };
   const takeTheirs = (): void => {
@@ -169,6 +176,15 @@ function Form(props: IStart & { target: Target; done(words: string): void }): JS
         {trans.__('The notebook, the files beside it and the names of its packages are kept as they are when this is saved. No Jupyter need be open when it runs.')}
       </p>
       {theirs && <Conflict mine={sent} theirs={theirs} onOver={() => (setTheirs(null), setBase(theirs), void save(theirs.row.revision))} onTake={takeTheirs} />}
+      {taken && (
+        <Taken
+          taken={taken}
+          onFree={() => {
+            change({ name: taken.free });
+            void save(base?.row.revision ?? 0, taken.free);
+          }}
+        />
+      )}
       <form
         onSubmit={event => {
           event.preventDefault();
@@ -271,6 +287,31 @@ function Take(props: { base: ScheduleShown | null; take: boolean; setTake(take: 
   );
 }
 
+interface ITaken {
+  name: string;
+  by: ScheduleRow | null;
+  free: string;
+}
+
+/** The name is another schedule's: whose, and one that is free. */
+function Taken(props: { taken: ITaken; onFree(): void }): JSX.Element {
+  const { trans, forms } = useTools();
+  const { name, by, free } = props.taken;
+  return (
+    <div className="cb-note cb-note-error cb-conflict" role="alert">
+      <b>{trans.__('Nothing was saved: there is another schedule with the name %1.', name)}</b>
+      {by && <div>{trans.__('It runs %1 %2.', by.notebook, by.words ?? '')}</div>}
+      <div>{trans.__('What you typed is still below. Give it another name, or change that schedule.')}</div>
+      <button type="button" className="jp-Button jp-mod-styled jp-mod-accept" onClick={props.onFree}>{trans.__('Save as %1', free)}</button>{' '}
+      {by && (
+        <button type="button" className="jp-Button jp-mod-styled jp-mod-reject" onClick={() => forms.edit(by.id, by.name)}>
+          {trans.__('Open the other schedule')}
+        </button>
+      )}
+    </div>
+  );
+}
+
 /** Somebody else was faster: what they changed, and what may be done. */
 function Conflict(props: { mine: ScheduleText; theirs: ScheduleShown; onOver(): void; onTake(): void }): JSX.Element {
   const { trans } = useTools();
@@ -293,7 +334,7 @@ function Conflict(props: { mine: ScheduleText; theirs: ScheduleShown; onOver(): 
   );
 }
 
-function rawOf(looked: Looked, text: ScheduleText): Record<string, string> {
+function rawOf(looked: Looked, text: ScheduleText): Raw {
   return Object.fromEntries((looked.parameters ?? []).map(parameter => [parameter.name, typed(parameter, text.parameters?.[parameter.name])]));
 }
 

@@ -1,5 +1,5 @@
-import { ParameterShown } from './protocol';
-import { differences, forecastText, kindOf, listed, mounts, mountsText, toggled, typed, valueOf, withKind } from './schedule_text';
+import { ErrorInfo, ParameterShown } from './protocol';
+import { conflictOf, differences, forecastText, freeName, kindOf, listed, mayBeEmpty, mounts, mountsText, toggled, typed, valueOf, withKind } from './schedule_text';
 
 test('one kind of time is sent, the others stay in the form', () => {
   const text = { cron: '0 7 * * *', every: '15m', at: '2030-01-01T00:00', name: 'n' };
@@ -21,8 +21,10 @@ test.each([['int', '7.5'], ['int', '1e3'], ['int', 'seven'], ['float', '"7"'], [
   }
 );
 
-test('nothing typed is the default', () => {
-  expect(['str', 'int', 'bool', ''].map(type => valueOf({ name: 'x', type }, ''))).toEqual([{}, {}, {}, {}]);
+test('nothing typed is the default, and the empty text is a value of what may be text', () => {
+  expect(['str', 'int', 'bool', ''].map(type => valueOf({ name: 'x', type }, undefined))).toEqual([{}, {}, {}, {}]);
+  expect(['str', 'int', 'bool', ''].map(type => valueOf({ name: 'x', type }, ''))).toEqual([{ value: '' }, {}, {}, { value: '' }]);
+  expect(['str', 'int', '', undefined].map(type => mayBeEmpty({ name: 'x', type }))).toEqual([true, false, true, true]);
   expect(valueOf({ name: 'x', type: 'int' }, '  ')).toEqual({});
 });
 
@@ -34,7 +36,9 @@ test('a value is typed as it is read again', () => {
   check({ name: 'x' }, 'words');
   check({ name: 'x' }, '7');
   check({ name: 'x' }, null);
-  expect(typed({ name: 'x' }, undefined)).toBe('');
+  check({ name: 'x', type: 'str' }, '');
+  check({ name: 'x' }, '');
+  expect(typed({ name: 'x' }, undefined)).toBeUndefined();
 });
 
 test('lists', () => {
@@ -49,6 +53,14 @@ test('lists', () => {
 test('what differs between two texts', () => {
   expect(differences({ name: 'a', parameters: { x: 1, y: 2 } }, { name: 'a', parameters: { y: 2, x: 1 }, gpu: '' })).toEqual([]);
   expect(differences({ cron: '1', notify: [] }, { cron: '2', notify: ['jupyter'], retries: 1 })).toEqual(['cron', 'notify', 'retries']);
+});
+
+test('a name that is taken is told apart from a change by somebody else', () => {
+  const taken = { code: 'request.conflict', message: 'm', detail: { schedule: 'sch-1' } } as ErrorInfo;
+  expect(conflictOf(taken)).toEqual({ taken: 'sch-1' });
+  expect(conflictOf({ code: 'request.conflict', message: 'm', detail: { revision: '3' } } as ErrorInfo)).toEqual({ changed: true });
+  expect(conflictOf({ code: 'request.conflict', message: 'm' } as ErrorInfo)).toEqual({});
+  expect([freeName('a', ['a']), freeName('a 2', ['a 2']), freeName('a', ['a', 'a 2', 'a 3']), freeName('2', ['2'])]).toEqual(['a 2', 'a 3', 'a 4', '2 2']);
 });
 
 test('a forecast is of runs that succeeded', () => {

@@ -1,6 +1,6 @@
 /** What the form of a schedule does with text: times of three kinds, typed parameters, lists. No widgets, no requests. */
 
-import { Forecast, ParameterShown, ScheduleText } from './protocol';
+import { ErrorInfo, Forecast, ParameterShown, ScheduleText } from './protocol';
 import { parseUsd, usdText } from './money';
 
 export type Kind = 'cron' | 'every' | 'at';
@@ -26,18 +26,27 @@ export function withKind(text: ScheduleText, kind: Kind): ScheduleText {
   return { ...text, cron: '', every: '', at: '', [kind]: text[kind] ?? '' };
 }
 
-/** A parameter as it is typed: strings as they are, all else as JSON; `undefined` is its default. */
-export function typed(parameter: ParameterShown, value: Value | undefined): string {
+/** A parameter as it is typed: strings as they are, all else as JSON; `undefined` is its default, "" the empty text. */
+export function typed(parameter: ParameterShown, value: Value | undefined): string | undefined {
   if (value === undefined) {
-    return '';
+    return undefined;
   }
   return typeof value === 'string' && (parameter.type === 'str' || !isJson(value)) ? value : JSON.stringify(value);
 }
 
-/** What was typed as a value. Nothing typed is the default; `problem` says what is wanted instead. */
-export function valueOf(parameter: ParameterShown, text: string): { value?: Value; problem?: string } {
-  if (parameter.type === 'str') {
-    return text === '' ? {} : { value: text };
+/** Whether the empty text is a value of it, beside its default. */
+export function mayBeEmpty(parameter: ParameterShown): boolean {
+  return !parameter.type || parameter.type === 'str';
+}
+
+/** What was typed as a value. `undefined`, or nothing but blanks where no text is wanted, is the default; `problem` says what is wanted
+ *  instead. */
+export function valueOf(parameter: ParameterShown, text: string | undefined): { value?: Value; problem?: string } {
+  if (text === undefined) {
+    return {};
+  }
+  if (parameter.type === 'str' || (text === '' && mayBeEmpty(parameter))) {
+    return { value: text };
   }
   const trimmed = text.trim();
   if (trimmed === '') {
@@ -138,4 +147,21 @@ export function forecastText(forecast: Forecast | undefined): { run: string; mon
     run: usdText(parseUsd(forecast.run_usd)), month: usdText(parseUsd(forecast.month_usd)),
     runs: forecast.runs_count, times: forecast.month_instants_count ?? 0
   };
+}
+
+/** Why a schedule was not saved with status 409: its name is that of another schedule (whose id it is), somebody changed it meanwhile,
+ *  or something else. */
+export function conflictOf(info: ErrorInfo): { taken?: string; changed?: boolean } {
+  return info.detail?.schedule ? { taken: info.detail.schedule } : info.detail?.revision ? { changed: true } : {};
+}
+
+/** The name with the smallest number behind it that no other schedule has. */
+export function freeName(name: string, used: string[]): string {
+  const plain = name.replace(/ \d+$/, '');
+  for (let number = 2; ; number += 1) {
+    const found = `${plain} ${number}`;
+    if (!used.includes(found)) {
+      return found;
+    }
+  }
 }

@@ -2,12 +2,13 @@
 
 import { addIcon, caretDownIcon, caretRightIcon, closeIcon, editIcon, notebookIcon, pauseIcon, runIcon, stopIcon } from '@jupyterlab/ui-components';
 import * as React from 'react';
-import { confirm, tried } from './dialogs';
+import { confirm, showLogs, tried } from './dialogs';
 import { parseUsd, usdText } from './money';
 import { Action, ListBody, RowList, Section } from './parts';
 import { RunRow, ScheduleRow, Status } from './protocol';
+import { Problem } from './schedule_fields';
 import { ITools, useList, useTools } from './tools';
-import { ageText, fileName } from './words';
+import { ageText, fileName, sizeText } from './words';
 
 const ROW_PIXELS = 72;
 const CHANGED_PIXELS = 26;
@@ -24,6 +25,7 @@ export function Schedules(props: { status: Status | null; open: boolean }): JSX.
     };
   }, [forms, list.refresh]);
   const changed = list.value?.changed ?? [];
+  const gone = list.value?.gone ?? [];
   const row = list.value?.rows?.find(one => one.id === opened);
   const add = (): void => {
     if (notebook.path) {
@@ -42,8 +44,13 @@ export function Schedules(props: { status: Status | null; open: boolean }): JSX.
         empty={trans.__('No schedules yet. Open a notebook and press + here, or "Schedule…" in its toolbar.')}
       >
         {rows => (
-          <RowList label={trans.__('Schedules')} rows={rows} rowHeight={ROW_PIXELS + (changed.length ? CHANGED_PIXELS : 0)} rowKey={one => one.id}>
-            {one => <Schedule row={one} changed={changed.includes(one.id)} open={one.id === opened} onOpen={setOpened} refresh={list.refresh} />}
+          <RowList label={trans.__('Schedules')} rows={rows} rowHeight={ROW_PIXELS + (changed.length + gone.length ? CHANGED_PIXELS : 0)} rowKey={one => one.id}>
+            {one => (
+              <Schedule
+                row={one} changed={changed.includes(one.id)} gone={gone.includes(one.id)} open={one.id === opened} onOpen={setOpened}
+                refresh={list.refresh}
+              />
+            )}
           </RowList>
         )}
       </ListBody>
@@ -52,7 +59,9 @@ export function Schedules(props: { status: Status | null; open: boolean }): JSX.
   );
 }
 
-function Schedule(props: { row: ScheduleRow; changed: boolean; open: boolean; onOpen(id: string): void; refresh(): void }): JSX.Element {
+function Schedule(props: {
+  row: ScheduleRow; changed: boolean; gone: boolean; open: boolean; onOpen(id: string): void; refresh(): void;
+}): JSX.Element {
   const tools = useTools();
   const { trans, api, forms } = tools;
   const { row, open } = props;
@@ -95,6 +104,11 @@ function Schedule(props: { row: ScheduleRow; changed: boolean; open: boolean; on
         <span className="cb-text">{nextText(tools, row)}</span>
         {row.last && <span className={`cb-run-${row.last.state}`}>{runWord(tools, row.last)}</span>}
       </div>
+      {props.gone && (
+        <div className="cb-line cb-changed">
+          <span className="cb-text cb-warning" title={row.notebook}>{trans.__('its notebook is gone: runs have the one that was kept')}</span>
+        </div>
+      )}
       {props.changed && (
         <div className="cb-line cb-changed">
           <span className="cb-text cb-warning" title={row.notebook}>{trans.__('the notebook has changed since')}</span>
@@ -114,37 +128,97 @@ function Runs({ schedule }: { schedule: ScheduleRow }): JSX.Element {
   const tools = useTools();
   const { trans, api, forms } = tools;
   const list = useList(() => api.runs(schedule.id), true, [api, schedule.id]);
+  const [opened, setOpened] = React.useState('');
   // A run that was started or has ended is shown at once, not at the next look.
   const seen = `${schedule.last?.id} ${schedule.last?.state}`;
   React.useEffect(() => list.refresh(), [seen]);
-  const when = (run: RunRow): string => new Date(run.instant_unix_seconds * 1000).toLocaleString(undefined, { dateStyle: 'medium', timeStyle: 'short' });
+  const shown = list.value?.rows?.find(run => run.id === opened);
   return (
     <div className="cb-folder">
-      <ListBody list={list} rows={value => value.rows ?? []} empty={trans.__('It has not run yet.')}>
+      <ListBody list={list} rows={value => value.rows ?? []} empty={trans.__('It has not run yet. Press ▷ above to run it now.')}>
         {rows => (
           <RowList label={trans.__('Runs')} rows={rows} rowHeight={26} rowKey={run => run.id}>
-            {run => (
-              <div className="cb-line" title={run.error?.message ?? run.notes?.join('\n')}>
-                <span className="cb-text">{when(run)}</span>
-                <span className={`cb-run-${run.state}`}>{runWord(tools, run)}</span>
-                <span className="cb-dim cb-size">{took(run)}</span>
-                <span className="cb-dim cb-size">{usdText(parseUsd(run.cost_usd))}</span>
-                {ACTIVE.includes(run.state) && (
-                  <Action
-                    icon={stopIcon} label={trans.__('End the run of %1', when(run))}
-                    onClick={() => void tried(trans.__('It was not ended'), () => api.cancelRun(run.id)).then(list.refresh)}
-                  />
-                )}
-                {run.has_notebook && (
-                  <Action icon={notebookIcon} label={trans.__('Open what the run of %1 wrote', when(run))} onClick={() => forms.openRun(run, schedule.notebook)} />
-                )}
-              </div>
-            )}
+            {run => {
+              const Caret = run.id === opened ? caretDownIcon : caretRightIcon;
+              return (
+                <div className="cb-line" title={run.error?.message ?? run.notes?.join('\n')}>
+                  <button
+                    className="cb-name" aria-expanded={run.id === opened} aria-label={trans.__('What the run of %1 left', runTime(run))}
+                    onClick={() => setOpened(run.id === opened ? '' : run.id)}
+                  >
+                    <Caret.react tag="span" className="cb-caret" aria-hidden="true" />
+                    {runTime(run)}
+                  </button>
+                  <span className={`cb-run-${run.state}`}>{runWord(tools, run)}</span>
+                  <span className="cb-dim cb-size">{took(run)}</span>
+                  <span className="cb-dim cb-size">{usdText(parseUsd(run.cost_usd))}</span>
+                  {ACTIVE.includes(run.state) && (
+                    <Action
+                      icon={stopIcon} label={trans.__('End the run of %1', runTime(run))}
+                      onClick={() => void tried(trans.__('It was not ended'), () => api.cancelRun(run.id)).then(list.refresh)}
+                    />
+                  )}
+                  {run.has_notebook && (
+                    <Action icon={notebookIcon} label={trans.__('Open what the run of %1 wrote', runTime(run))} onClick={() => forms.openRun(run, schedule.notebook)} />
+                  )}
+                </div>
+              );
+            }}
           </RowList>
         )}
       </ListBody>
+      {shown && <RunLeft run={shown} notebook={schedule.notebook} />}
     </div>
   );
+}
+
+/** What a run left: its error in full, what was noted of it, its notebook and its files. */
+export function RunLeft({ run, notebook }: { run: RunRow; notebook: string }): JSX.Element {
+  const tools = useTools();
+  const { trans, api, forms } = tools;
+  const files = run.files ?? [];
+  const over = !ACTIVE.includes(run.state);
+  return (
+    <section className="cb-run-left" aria-label={trans.__('What the run of %1 left', runTime(run))}>
+      {over && took(run) && (
+        <div className="cb-dim">{trans.__('It took %1 and cost %2.', took(run), usdText(parseUsd(run.cost_usd)))}</div>
+      )}
+      {run.error && !!run.cell && <div>{trans.__('It ended in cell %1 of %2.', run.cell, run.cells_count ?? run.cell)}</div>}
+      {run.error && <Problem info={run.error} />}
+      {(run.notes ?? []).map(note => (
+        <div key={note} className="cb-dim cb-wraps">{note}</div>
+      ))}
+      {run.has_notebook && (
+        <button className="cb-link" onClick={() => forms.openRun(run, notebook)}>{trans.__('Open its notebook, with all outputs')}</button>
+      )}
+      {run.session && (
+        <div>
+          <button className="cb-link" onClick={() => void showLogs(tools, run.session!, trans.__('The run of %1', runTime(run)))}>
+            {trans.__('Show what it printed')}
+          </button>
+        </div>
+      )}
+      {files.length > 0 && (
+        <ul className="cb-rows" aria-label={trans.__('Files that the run of %1 wrote', runTime(run))}>
+          {files.map(file => (
+            <li key={file.path} className="cb-line">
+              <a className="cb-text cb-link" href={api.runFileUrl(run.id, file.path)} download={fileName(file.path)} title={trans.__('Download %1', file.path)}>
+                {file.path}
+              </a>
+              <span className="cb-dim cb-size">{sizeText(file.size_bytes ?? 0)}</span>
+            </li>
+          ))}
+        </ul>
+      )}
+      {!files.length && (
+        <div className="cb-dim">{over ? trans.__('It left no files beside its notebook.') : trans.__('Files that it writes are listed when it has ended.')}</div>
+      )}
+    </section>
+  );
+}
+
+function runTime(run: RunRow): string {
+  return new Date(run.instant_unix_seconds * 1000).toLocaleString(undefined, { dateStyle: 'medium', timeStyle: 'short' });
 }
 
 const ACTIVE: RunRow['state'][] = ['queued', 'starting', 'running'];

@@ -2,10 +2,11 @@
 
 import { addIcon, closeIcon, editIcon, linkIcon } from '@jupyterlab/ui-components';
 import * as React from 'react';
-import { askSecret, confirm, tried } from './dialogs';
+import { confirm, tried } from './dialogs';
 import { Action, ListBody, Note, RowList, Section, UsedBy } from './parts';
 import { SecretRow, Status } from './protocol';
-import { useList, useTools } from './tools';
+import { ISecretForm, askSecret } from './secret_form';
+import { ITools, useList, useTools } from './tools';
 import { ageText } from './words';
 
 export function Secrets(props: { status: Status | null; open: boolean }): JSX.Element {
@@ -13,8 +14,7 @@ export function Secrets(props: { status: Status | null; open: boolean }): JSX.El
   const { trans, api } = tools;
   const list = useList(api.secrets, props.open && !!props.status, [api]);
   const add = async (): Promise<void> => {
-    const form = await askSecret(trans);
-    if (form && (await tried(trans.__('The secret was not made'), () => api.putSecret(form.name, form.values, 'create')))) {
+    if (await askSecret(trans, form => tried(trans.__('The secret was not made'), () => api.putSecret(form.name, form.values, 'create')))) {
       list.refresh();
     }
   };
@@ -56,8 +56,9 @@ function Secret({ row, refresh }: { row: SecretRow; refresh(): void }): JSX.Elem
     again();
   };
   const replace = async (): Promise<void> => {
-    const form = await askSecret(trans, row.name, row.keys ?? []);
-    if (form && (await tried(trans.__('The secret was not replaced'), () => api.putSecret(row.name, form.values, 'replace')))) {
+    const save = (form: ISecretForm): Promise<boolean> =>
+      tried(trans.__('The secret was not replaced'), () => api.putSecret(row.name, form.values, 'replace'));
+    if (await askSecret(trans, save, row.name, row.keys ?? [])) {
       refresh();
     }
   };
@@ -90,7 +91,7 @@ function Secret({ row, refresh }: { row: SecretRow; refresh(): void }): JSX.Elem
       </div>
       <div className="cb-line cb-dim cb-keys-line">
         <span className="cb-text cb-keys" title={(row.keys ?? []).join(', ')}>{(row.keys ?? []).join(', ')}</span>
-        <span>{row.sealed ? trans.__('sealed') : lastUsed(row, trans.__('never used'), trans.__('used'))}</span>
+        <span>{row.sealed ? trans.__('sealed') : lastUsed(tools, row)}</span>
       </div>
       <UsedBy users={row.used_by} />
       {row.sealed && <div className="cb-dim cb-warning">{row.sealed}</div>}
@@ -98,6 +99,6 @@ function Secret({ row, refresh }: { row: SecretRow; refresh(): void }): JSX.Elem
   );
 }
 
-function lastUsed(row: SecretRow, never: string, used: string): string {
-  return row.last_used_unix_seconds ? `${used} ${ageText(Date.now() / 1000 - row.last_used_unix_seconds)}` : never;
+function lastUsed({ trans }: ITools, row: SecretRow): string {
+  return row.last_used_unix_seconds ? trans.__('used %1 ago', ageText(Date.now() / 1000 - row.last_used_unix_seconds)) : trans.__('never used');
 }

@@ -1,27 +1,29 @@
 /** Says what has ended, and marks the panel's tab while something idle costs money. */
 
-import { Notification } from '@jupyterlab/apputils';
-import { IStateDB } from '@jupyterlab/statedb';
 import { TranslationBundle } from '@jupyterlab/translation';
+import { UUID } from '@lumino/coreutils';
 import { Widget } from '@lumino/widgets';
-import { Api } from './api';
+import { Api, infoText } from './api';
 import { LiveModel } from './live';
-import { idleNow, Told } from './notices';
+import { idleNow, IStorage, Shown, told } from './notices';
 import { parseUsd, rateText, usdText } from './money';
-import { EndedThing, RunRow } from './protocol';
+import { EndedThing, Ends, RunRow } from './protocol';
+import { toast } from './toasts';
 import { ageText, fileName } from './words';
 
-const KEY = '@cellburst/labextension:told';
-const RUNS_MS = 10_000;
+const KEY = '@cellburst/labextension:shown';
+const ASK_MS = 10_000;
 
 interface IGiven {
   trans: TranslationBundle;
   api: Api;
   live: LiveModel;
-  db: IStateDB | null;
+  /** Of this browser, for all its windows. */
+  storage: IStorage | null;
   panel: Widget;
   openPath(path: string): void;
   openRun(run: RunRow): void;
+  openPanel(): void;
   /** A run has begun or ended. */
   runsChanged(): void;
 }
@@ -29,18 +31,16 @@ interface IGiven {
 export class Teller {
   constructor(private given: IGiven) {
     this.usual = given.panel.title.caption;
+    this.shown = new Shown(given.storage, `${KEY}:${given.api.settings.baseUrl}`);
   }
 
-  /** Both can be switched off in the settings. */
+  /** Both can be switched off in the settings. Then no end is taken: another window tells it. */
   notifications = true;
   badge = true;
 
-  /** Begin, where the last page ended. */
-  async start(): Promise<void> {
-    const kept = (await this.given.db?.fetch(KEY).catch(() => undefined)) as { since?: number } | undefined;
-    this.told = new Told(kept?.since ?? now());
+  start(): void {
     this.given.live.changed.connect(this.look, this);
-    window.setInterval(() => void this.runs(), RUNS_MS);
+    window.setInterval(() => void this.ask(), ASK_MS);
     this.look();
   }
 
@@ -48,18 +48,20 @@ export class Teller {
   look(): void {
     const { live } = this.given;
     this.mark();
-    if (live.connection !== 'live' || !this.told) {
+    if (live.connection !== 'live') {
       return;
     }
-    for (const thing of this.told.things(live.status, now())) {
-      this.thing(thing);
-    }
+    const { status } = live;
     // A run's session is over: its record says how it ended.
-    const running = (live.status?.sessions ?? []).filter(one => one.notebook.startsWith('schedule:')).map(one => one.id).join();
+    const running = (status?.sessions ?? []).filter(one => one.notebook.startsWith('schedule:')).map(one => one.id).join();
     if (running !== this.running) {
       this.running = running;
       this.given.runsChanged();
-      void this.runs();
+    }
+    const now = [running, status?.gateway_pid, ...(status?.ended ?? []).map(one => one.id)].join();
+    if (now !== this.seen) {
+      this.seen = now;
+      void this.ask();
     }
   }
 
@@ -80,21 +82,41 @@ export class Teller {
     }
   }
 
-  private async runs(): Promise<void> {
+  /** Take what ended, show it, and say that it was shown: with the next question, which is asked at once. */
+  private async ask(): Promise<void> {
     const { live, api } = this.given;
-    if (!this.told || document.hidden || live.connection !== 'live' || this.asking) {
+    if (document.hidden || live.connection !== 'live' || this.asking || !this.notifications) {
       return;
     }
     this.asking = true;
     try {
-      const rows = (await api.allRuns(this.told.since - 1)).rows ?? [];
-      this.told.runs(rows, now()).forEach(run => this.run(run));
-      await this.given.db?.save(KEY, { since: this.told.mark });
+      for (let more = true; more; ) {
+        const ids = this.shown.ids;
+        const ends = await api.takeEnds({ window: this.window, shown: ids });
+        this.shown.noted(ids);
+        const fresh = { runs: this.shown.fresh(ends.runs ?? []), things: this.shown.fresh(ends.things ?? []) };
+        this.tell(fresh);
+        more = fresh.runs.length + fresh.things.length > 0;
+      }
     } catch {
       // The banner of the panel says what is wrong with the connection.
     } finally {
       this.asking = false;
     }
+  }
+
+  private tell(ends: Ends): void {
+    const { trans } = this.given;
+    const { runs, things, more, failed } = told(ends);
+    if (more) {
+      const words = trans._n('%1 more has ended since you were last here', '%1 more runs, cells and builds have ended since you were last here', more);
+      this.say(
+        failed ? `${words}: ${trans._n('%1 failed', '%1 failed', failed)}` : words, failed ? 'error' : 'info',
+        [{ label: trans.__('Open the panel'), callback: () => this.given.openPanel() }]
+      );
+    }
+    things.forEach(thing => this.thing(thing));
+    runs.forEach(run => this.run(run));
   }
 
   private run(run: RunRow): void {
@@ -104,7 +126,7 @@ export class Teller {
     if (run.state === 'succeeded') {
       this.say(trans.__('The scheduled run of %1 has succeeded, for %2', run.name, cost), 'success', actions);
     } else {
-      const why = run.error?.message ? `: ${run.error.message.slice(0, 300)}` : '';
+      const why = run.error ? `: ${infoText(run.error)}` : '';
       const words: Record<string, string> = {
         failed: trans.__('The scheduled run of %1 has failed', run.name), cancelled: trans.__('The scheduled run of %1 was cancelled', run.name),
         missed: trans.__('A scheduled run of %1 was missed', run.name), lost: trans.__('The scheduled run of %1 was lost', run.name)
@@ -129,13 +151,13 @@ export class Teller {
   }
 
   private say(words: string, type: 'success' | 'error' | 'info', actions: { label: string; callback(): void }[]): void {
-    if (this.notifications) {
-      Notification.emit(words, type, { autoClose: type === 'error' ? false : 15_000, actions });
-    }
+    toast(this.given.trans.__('What has ended'), words, type, { autoClose: type === 'error' ? false : 15_000, actions });
   }
 
-  private told: Told | null = null;
+  private shown: Shown;
+  private window = UUID.uuid4();
   private running = '';
+  private seen: string | null = null;
   private asking = false;
   private usual: string;
 }

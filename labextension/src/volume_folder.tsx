@@ -108,7 +108,7 @@ function Entry(props: { entry: FolderEntry; path: string; volume: string; onOpen
     }
   };
   return (
-    <div className="cb-line">
+    <div className="cb-line cb-file">
       <Icon.react tag="span" className="cb-file-icon" aria-hidden="true" />
       <button
         className="cb-name" title={entry.name} onClick={() => (folder ? props.onOpen(path) : void showFile(tools, volume, path, entry.size_bytes ?? 0))}

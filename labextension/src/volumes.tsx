@@ -50,7 +50,7 @@ export function Volumes(props: { status: Status | null; open: boolean }): JSX.El
 
 function Volume({ row, open, onOpen, refresh }: { row: VolumeRow; open: boolean; onOpen(name: string): void; refresh(): void }): JSX.Element {
   const tools = useTools();
-  const { trans, api, notebook } = tools;
+  const { trans, notebook } = tools;
   const [, again] = React.useReducer((count: number) => count + 1, 0);
   const path = Object.entries(notebook.used.volumes ?? {}).find(([, name]) => name === row.name)?.[0];
   const use = async (): Promise<void> => {
@@ -71,7 +71,10 @@ function Volume({ row, open, onOpen, refresh }: { row: VolumeRow; open: boolean;
   };
   const rename = async (): Promise<void> => {
     const to = await askText(trans.__('Rename %1', row.name), trans.__('New name'), row.name, trans.__('Rename'));
-    if (to && to !== row.name && (await tried(trans.__('The volume was not renamed'), () => api.renameVolume(row.name, to)))) {
+    if (to && to !== row.name && (await renamed(tools, row, to))) {
+      if (path) {
+        notebook.change(used => ({ ...used, volumes: { ...used.volumes, [path]: to } }));
+      }
       onOpen(open ? to : '');
       refresh();
     }
@@ -114,6 +117,20 @@ function Volume({ row, open, onOpen, refresh }: { row: VolumeRow; open: boolean;
       <UsedBy users={row.used_by} />
     </>
   );
+}
+
+/** Give it another name; where something names it, ask before. */
+async function renamed({ trans, api }: ITools, row: VolumeRow, to: string): Promise<boolean> {
+  let done = false;
+  await tried(trans.__('The volume was not renamed'), async () => {
+    const users = (await api.volumes()).rows?.find(one => one.id === row.id)?.used_by ?? [];
+    const words = trans.__('It is used by %1. What names it %2, a schedule or a cell, does not find it any more: change the name there too.', users.join(', '), row.name);
+    if (!users.length || (await confirm(trans, trans.__('Rename %1?', row.name), words, trans.__('Rename')))) {
+      await api.renameVolume(row.name, to);
+      done = true;
+    }
+  });
+  return done;
 }
 
 /** Ask, naming what uses it, and delete. */

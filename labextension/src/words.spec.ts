@@ -1,3 +1,4 @@
+import { ENGLISH, language } from './language';
 import { ageText, fileName, gibText, gpuText, mean, sessionTitle, sizeText } from './words';
 
 test('sizes', () => {
@@ -7,6 +8,15 @@ test('sizes', () => {
 
 test('durations', () => {
   expect([-3, 40, 61, 7300, 86400 * 3].map(ageText)).toEqual(['0 s', '40 s', '1 min', '2 h', '3 days']);
+});
+
+test('durations are in the language of JupyterLab', () => {
+  language.trans = { __: (text, ...given) => `<${ENGLISH.__(text, ...given)}>`, _n: (_, many, count) => `<${count}: ${many}>` };
+  try {
+    expect([40, 61, 7300, 86400 * 3].map(ageText)).toEqual(['<40 s>', '<1 min>', '<2 h>', '<3: %1 days>']);
+  } finally {
+    language.trans = ENGLISH;
+  }
 });
 
 test('names', () => {

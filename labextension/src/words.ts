@@ -1,5 +1,6 @@
 /** Sizes, times and names as people read them. */
 
+import { language } from './language';
 import { ContainerInfo, GpuShown, SessionRow } from './protocol';
 
 /** Bytes in powers of 1000, as file managers show them: `1.2 GB`. */
@@ -22,16 +23,18 @@ export function gibText(mib: number): string {
 
 /** A duration in one unit: `40 s`, `5 min`, `3 h`, `6 days`. */
 export function ageText(seconds: number): string {
+  const { trans } = language;
   if (seconds < 60) {
-    return `${Math.max(0, Math.round(seconds))} s`;
+    return trans.__('%1 s', Math.max(0, Math.round(seconds)));
   }
   if (seconds < 3600) {
-    return `${Math.floor(seconds / 60)} min`;
+    return trans.__('%1 min', Math.floor(seconds / 60));
   }
   if (seconds < 48 * 3600) {
-    return `${Math.floor(seconds / 3600)} h`;
+    return trans.__('%1 h', Math.floor(seconds / 3600));
   }
-  return `${Math.floor(seconds / 86400)} days`;
+  const days = Math.floor(seconds / 86400);
+  return trans._n('%1 day', '%1 days', days);
 }
 
 /** The last part of a path. */

@@ -78,7 +78,9 @@ def wait_listening(url: str, seconds: float = 60.0) -> None:
 
 
 @contextlib.contextmanager
-def lab_server(house: House, *, theme: str = "JupyterLab Light", disabled: Sequence[str] = ()) -> Iterator[LabServer]:
+def lab_server(
+    house: House, *, theme: str = "JupyterLab Light", disabled: Sequence[str] = (), base_url: str = "/"
+) -> Iterator[LabServer]:
     """Start JupyterLab on a fresh folder, with settings of its own, without the `disabled` front-end extensions; ended by its pid."""
     place = house.folder / f"lab-{secrets.token_hex(4)}"
     folder = place / "notebooks"
@@ -104,7 +106,7 @@ def lab_server(house: House, *, theme: str = "JupyterLab Light", disabled: Seque
         [
             sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", "--port=0", "--allow-root",
             f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}",
-            "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+            f"--ServerApp.base_url={base_url}", "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
         ],
         env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         text=True, start_new_session=True,

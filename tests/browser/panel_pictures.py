@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -30,13 +31,13 @@ SECTIONS = ("now", "machines", "volumes", "secrets", "schedules", "cost")
 
 
 def fill(place: House, folder: Path) -> None:
-    """A volume with files and two secrets, made by the command line."""
+    """A volume with files, two secrets and a schedule that names one of them, made by the command line."""
 
     def cellburst(*arguments: str) -> None:
         subprocess.run(
             [sys.executable, "-m", "cellburst", *arguments],
             env={**os.environ, **place.environment},
-            check=False,
+            check=True,
             cwd=folder,
         )
 
@@ -51,6 +52,20 @@ def fill(place: House, folder: Path) -> None:
     cellburst("volume", "put", "datasets", str(files), "/digits")
     cellburst("secret", "create", "huggingface", "HF_TOKEN=hf_0123456789")
     cellburst("secret", "create", "warehouse", "PGHOST=db", "PGUSER=ann", "PGPASSWORD=0123456789")
+    cell = {
+        "cell_type": "code",
+        "id": "a",
+        "metadata": {},
+        "source": "print(42)",
+        "outputs": [],
+        "execution_count": None,
+    }
+    book = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    (folder / "nightly.ipynb").write_text(json.dumps(book))
+    cellburst(
+        "schedule", "create", "nightly.ipynb", "--cron=0 3 * * *", "--no-folder", "--yes", "--volumes=/data:datasets",
+        "--secrets=warehouse", "--python", sys.executable,
+    )  # fmt: skip
 
 
 def take(page: Page, target: Path, ending: str) -> None:

@@ -123,12 +123,20 @@ def test_an_idle_session_that_costs_marks_the_panels_tab(notebook: Notebook, ker
     expect(tab).not_to_have_class(re.compile("cb-costs-idle"), timeout=WAIT_MS)
 
 
-def test_a_detached_cell_that_ends_is_told(notebook: Notebook, kernel: Kernel) -> None:
+def test_a_detached_cell_that_ends_is_told_once(notebook: Notebook, kernel: Kernel, lab: LabServer) -> None:
     toasts = notebook.page.locator(".Toastify__toast")
     kernel.check("%%modal detach\nprint('by itself')")
     expect(toasts.filter(has_text="The detached cell of bench.ipynb is done")).to_be_visible(timeout=WAIT_MS)
     kernel.check("%%modal detach\nraise ValueError('spilt milk')")
     expect(toasts.filter(has_text="spilt milk")).to_be_visible(timeout=WAIT_MS)
+
+    # The page is loaded again. What is told comes in order: when the next end is shown, an older one would be.
+    Panel(notebook.page, lab).open(f"/tree/{notebook.path.name}")
+    notebook.wait_loaded()
+    kernel.check("%%modal detach\nraise ValueError('more milk')")
+    expect(toasts.filter(has_text="more milk")).to_be_visible(timeout=WAIT_MS)
+    expect(toasts.filter(has_text="spilt milk")).to_have_count(0)
+    expect(toasts.filter(has_text="is done")).to_have_count(0)
 
 
 def test_volumes_and_secrets_are_completed_by_name(notebook: Notebook, kernel: Kernel, lab: LabServer) -> None:

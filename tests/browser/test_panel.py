@@ -18,7 +18,8 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from bench.harness import House, Kernel
 
-from .lab import WAIT_MS, LabServer, new_page
+from .lab import WAIT_MS, LabServer, lab_server, new_page
+from .panel_pictures import fill
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
@@ -98,9 +99,14 @@ def test_a_secrets_value_leaves_the_page_once(panel: Panel) -> None:
     secrets = panel.section("secrets")
     secrets.get_by_role("button", name="New secret").click()
     form = page.locator(".cb-secret-form")
-    form.get_by_label("Name").fill("hub")
+    form.get_by_label("Name").fill("hub!")
     form.get_by_label("Key 1").fill("HUB_TOKEN")
     form.get_by_label("Value 1").fill(VALUE)
+    page.locator(".jp-Dialog").get_by_role("button", name="Create").click()
+    expect(page.get_by_text("The secret was not made").first).to_be_visible()
+    expect(form.get_by_label("Name")).to_have_value("hub!")  # it is asked for again, and nothing typed is lost
+    expect(form.get_by_label("Value 1")).to_have_value(VALUE)
+    form.get_by_label("Name").fill("hub")
     page.locator(".jp-Dialog").get_by_role("button", name="Create").click()
     row = secrets.locator(".cb-row", has_text="hub")
     expect(row).to_contain_text("HUB_TOKEN")
@@ -137,24 +143,100 @@ def test_a_file_goes_to_a_volume_and_comes_back(panel: Panel, tmp_path: Path) ->
     expect(volumes).to_contain_text("No volumes yet")
 
 
-def test_nothing_serious_is_found_by_axe(panel: Panel) -> None:
-    for name in ("now", "machines", "volumes", "secrets", "schedules", "cost"):
+@pytest.fixture(scope="module")
+def filled(panel: Panel, place: House, lab: LabServer) -> Panel:
+    """Something in every section, and all of them open: a folder of a volume, a schedule with a run."""
+    fill(place, lab.folder)
+    for name in ("now", "machines", "cost"):
         panel.section(name)
-    panel.page.add_script_tag(path=str(AXE))
-    found: list[dict[str, Any]] = panel.page.evaluate(
-        "async () => (await axe.run('#cellburst-panel')).violations.filter(v => ['serious', 'critical'].includes(v.impact))"
+    volumes, schedules = panel.section("volumes"), panel.section("schedules")
+    volumes.get_by_role("button", name="datasets", exact=True).first.click()
+    volumes.get_by_role("button", name="digits", exact=True).click()
+    expect(volumes.get_by_role("button", name="labels.csv", exact=True)).to_be_visible()
+    expect(panel.section("secrets").locator(".cb-row")).to_have_count(2)
+    schedules.get_by_role("button", name="Run nightly now").click()
+    schedules.get_by_role("button", name="nightly", exact=True).click()
+    expect(schedules.locator(".cb-folder .cb-row")).to_contain_text("succeeded", timeout=2 * WAIT_MS)
+    return panel
+
+
+def serious(page: Page, where: str) -> str:
+    """What axe finds in a part of the page."""
+    if not page.evaluate("'axe' in window"):
+        page.add_script_tag(path=str(AXE))
+    found: list[dict[str, Any]] = page.evaluate(
+        "async where => (await axe.run(where)).violations.filter(v => ['serious', 'critical'].includes(v.impact))",
+        where,
     )
-    assert not found, json.dumps([(v["id"], [node["html"] for node in v["nodes"]][:3]) for v in found], indent=1)
+    shown = [(v["id"], [node["html"] for node in v["nodes"]][:3]) for v in found]
+    return json.dumps(shown, indent=1) if shown else ""
 
 
-def test_at_250_pixels_nothing_is_cut_off(panel: Panel) -> None:
+def test_nothing_serious_is_found_by_axe(filled: Panel) -> None:
+    assert serious(filled.page, "#cellburst-panel") == ""
+    filled.section("secrets").get_by_role("button", name="New secret").click()
+    dialog = filled.page.locator(".jp-Dialog")
+    expect(dialog.get_by_role("button", name="Take a .env file…")).to_be_visible()
+    assert serious(filled.page, ".jp-Dialog") == ""
+    dialog.get_by_role("button", name="Cancel").click()
+
+
+def test_at_250_pixels_nothing_is_cut_off(filled: Panel) -> None:
+    panel = filled
     panel.page.evaluate("document.getElementById('cellburst-panel').style.width = '250px'")
     try:
         assert (
             panel.page.evaluate("(e => e.scrollWidth - e.clientWidth)(document.getElementById('cellburst-panel'))") <= 0
         )
+        file = panel.section("volumes").locator(".cb-row", has_text="labels.csv")
+        expect(file.locator(".cb-size")).to_have_text("10.8 kB")
+        expect(file.locator(".cb-size")).to_be_visible()
+        expect(file.locator(".cb-name")).to_be_visible()
+        name, size, row = (file.locator(one).bounding_box() for one in (".cb-name", ".cb-size", ".cb-line"))
+        assert name and size and row
+        assert size["y"] + size["height"] <= row["y"] + 30, "a row of a long list has 30 pixels"
+        assert name["width"] > 80 and size["y"] >= name["y"] + name["height"] - 1
+        icons = panel.node.locator(".cb-action svg").evaluate_all(
+            "all => all.map(e => e.getBoundingClientRect().width)"
+        )
+        assert icons and min(icons) >= 16, "icons are not pressed together"
     finally:
         panel.page.evaluate("document.getElementById('cellburst-panel').style.width = ''")
+
+
+def test_a_runs_logs_are_shown_and_a_notebook_that_is_gone_is_said(filled: Panel, lab: LabServer) -> None:
+    schedules, dialog = filled.section("schedules"), filled.page.locator(".jp-Dialog")
+    schedules.get_by_role("button", name=re.compile("^What the run of")).click()
+    schedules.get_by_role("button", name="Show what it printed").click()
+    expect(dialog.locator(".cb-log")).to_contain_text("42")
+    dialog.get_by_role("button", name="Close").click()
+    row = schedules.locator(".cb-row", has_text="nightly").first
+    expect(row).not_to_contain_text("its notebook is gone")
+    (lab.folder / "nightly.ipynb").unlink()
+    expect(row).to_contain_text("its notebook is gone: runs have the one that was kept")
+
+
+def test_under_any_base_url(place: House, browser: Browser, tmp_path: Path) -> None:
+    """As behind JupyterHub: no request of the panel's goes past the server's own address."""
+    base = "/user/ann@example.org/"
+    with lab_server(place, base_url=base) as server, new_page(browser) as page:
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("websocket", lambda socket: asked.append(socket.url))
+        panel = Panel(page, server).open()
+        volumes = panel.section("volumes")
+        volumes.get_by_role("button", name="New volume").click()
+        page.locator(".jp-Dialog input").fill("elsewhere")
+        page.locator(".jp-Dialog").get_by_role("button", name="Create").click()
+        folder = volumes.locator(".cb-folder")
+        (tmp_path / "a b.txt").write_text("there and back")
+        folder.locator("input[type=file]").set_input_files(str(tmp_path / "a b.txt"))
+        with page.expect_download(timeout=WAIT_MS) as coming:
+            folder.get_by_role("button", name="Download a b.txt", exact=True).click(timeout=WAIT_MS)
+        assert Path(coming.value.path()).read_text() == "there and back"
+        ours = [url for url in asked if re.search(r"/cellburst/(live|volumes|start)", url)]
+        assert {url.partition(":")[0] for url in ours} == {"http", "ws"}
+        assert all(f"{base}cellburst/" in url for url in ours), ours
 
 
 def test_a_gateway_that_goes_away_is_said_and_started_again(panel: Panel, place: House) -> None:

@@ -14,7 +14,10 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from .lab import WAIT_MS, LabServer, Notebook, new_page
 from .test_panel import AXE, Panel
 
-CELLS = ["rate = 0.5\nlabel = 'a'", "print(f'rate is {rate}, label {label}')"]
+CELLS = [
+    "rate = 0.5\nlabel = 'a'",
+    "print(f'rate is {rate}, label {label}')\nwith open('sum é.csv', 'w') as f:\n    f.write('1,2')",
+]
 # Answers come from a server, a gateway and containers, on a machine that others use too: no wait is of Playwright's five seconds.
 SOON = WAIT_MS
 pytestmark = [
@@ -135,6 +138,12 @@ def test_a_schedule_is_made_run_opened_changed_by_two_and_taken_over(notebook: N
     expect(page.locator(".lm-DockPanel-tabBar .lm-mod-current")).to_contain_text(
         re.compile(r"report 20\d\d-.*\.ipynb"), timeout=SOON
     )
+    # what else it left, to be downloaded
+    runs.get_by_role("button", name=re.compile("^What the run")).click()
+    left = runs.locator(".cb-run-left")
+    with page.expect_download(timeout=WAIT_MS) as download:
+        left.get_by_role("link", name="sum é.csv").click()
+    assert (download.value.suggested_filename, download.value.path().read_text()) == ("sum é.csv", "1,2")
     # It wrote no file here.
     assert sorted(file.name for file in lab.folder.glob("*.ipynb")) == ["asks.ipynb", "report.ipynb"]
     page.locator(".lm-DockPanel-tabBar .lm-mod-current .lm-TabBar-tabCloseIcon").click()
@@ -178,6 +187,45 @@ def test_a_schedule_is_made_run_opened_changed_by_two_and_taken_over(notebook: N
     row.get_by_role("button", name=re.compile("^Delete ")).click()
     page.locator(".jp-Dialog").get_by_role("button", name="Delete").click()
     expect(schedules).to_contain_text("No schedules yet", timeout=SOON)
+
+
+def test_a_name_that_is_taken_is_said_and_an_empty_text_is_kept(notebook: Notebook) -> None:
+    page, schedules = notebook.page, Panel(notebook.page, notebook.server).section("schedules")
+    for label, saves in (("first", "Schedule"), ("", "Save as taken 2")):
+        form = open_form(notebook)
+        form.get_by_label("Name", exact=True).fill("taken")
+        if label:
+            form.get_by_label("label (str)").fill(label)
+        else:
+            form.get_by_label("label is the empty text").check()
+        form.get_by_role("button", name="Schedule", exact=True).click()
+        if not label:
+            told = form.locator(".cb-conflict")
+            expect(told).to_contain_text("there is another schedule with the name taken", timeout=SOON)
+            expect(told).to_contain_text("report.ipynb at 07:00", timeout=SOON)
+            told.get_by_role("button", name=saves).click()
+        expect(form).to_have_count(0, timeout=SOON)
+    for name, label, empty in (("taken", "first", None), ("taken 2", "", True)):
+        schedules.get_by_role("button", name=f"Change {name}", exact=True).click()
+        form = form_of(page)
+        expect(form.get_by_label("label (str)")).to_have_value(label, timeout=SOON)
+        expect(form.get_by_label("label is the empty text")).to_have_count(1 if empty else 0, timeout=SOON)
+        if empty:
+            expect(form.get_by_label("label is the empty text")).to_be_checked(timeout=SOON)
+            form.get_by_label("Name", exact=True).fill(
+                "taken"
+            )  # an edit that takes another's name is no quarrel of two editors
+            form.get_by_role("button", name="Save the change").click()
+            expect(form.locator(".cb-conflict")).to_contain_text("another schedule with the name taken", timeout=SOON)
+            form.locator(".cb-conflict").get_by_role("button", name="Open the other schedule").click()
+            expect(page.locator(".lm-DockPanel-tabBar .lm-mod-current")).to_have_text("Schedule: taken", timeout=SOON)
+            page.locator(".lm-DockPanel-tabBar .lm-mod-current .lm-TabBar-tabCloseIcon").click()
+        page.locator(".lm-DockPanel-tabBar .lm-mod-current .lm-TabBar-tabCloseIcon").click()
+        expect(page.locator(".cb-schedule")).to_have_count(0, timeout=SOON)
+    for name in ("taken", "taken 2"):
+        schedules.get_by_role("button", name=f"Delete {name}", exact=True).click()
+        page.locator(".jp-Dialog").get_by_role("button", name="Delete").click()
+        expect(schedules.get_by_role("button", name=f"Delete {name}", exact=True)).to_have_count(0, timeout=SOON)
 
 
 def test_what_a_run_would_stumble_over_is_shown_before_it_is_saved(notebook: Notebook) -> None:

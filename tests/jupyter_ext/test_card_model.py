@@ -124,3 +124,20 @@ def test_a_long_line_is_cut_and_escaped() -> None:
     model = CardModel(asked="<b>" + "x" * 5000, began=0.0)
     assert len(model.html(0.0)) < 1024
     assert "<b>" not in model.html(0.0)
+
+
+def test_under_the_pointer_it_says_which_rung_it_was_and_why_no_faster_one() -> None:
+    model = CardModel("A100", 0.0)
+    model.took([PhaseTime(name="image", seconds=0.1), PhaseTime(name="restore", seconds=0.2, detail="template")])
+    assert model.explained() == "image 0.1 s, restored 0.2 s; from template"
+    model = CardModel("A100", 0.0)
+    model.took(
+        [
+            PhaseTime(name="image", seconds=0.1, detail="2 layers"),
+            PhaseTime(name="restore", seconds=0.0, detail="template unusable: /a/<b>.py was changed"),
+            PhaseTime(name="boot", seconds=0.4),
+        ]
+    )
+    assert model.explained() == "image 0.1 s, booted 0.4 s; template unusable: /a/<b>.py was changed"
+    assert 'title="image 0.1 s, booted 0.4 s; template unusable: /a/&lt;b&gt;.py was changed"' in model.html(0.0)
+    assert "unusable" not in model.line(0.0)

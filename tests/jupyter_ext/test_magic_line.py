@@ -73,7 +73,11 @@ def test_what_is_not_there_yet_is_refused_by_name(key: str) -> None:
         ("cpu=2  memory=lots", 14, "MiB"),
         ("gpu", 0, "needs a value"),
         ("gpu=", 4, "missing"),
-        ("gpu=H100, A100", 10, "without spaces"),
+        ("gpu=H100, A100", 10, "lists are written without spaces"),
+        ("=5", 0, "there is no name before the ="),
+        ("cpu=2 --=5", 6, "there is no name before the ="),
+        ("gpu = A100", 4, "name and value without spaces"),
+        ("zzz=5", 0, "leave zzz= out"),
         ("session=a/b", 8, "letters"),
         ("in=x,2y", 3, "'2y'"),
         ("mount=data", 6, "absolute"),
@@ -102,6 +106,12 @@ def test_a_refusal_names_its_column_and_the_way_out(line: str, column: int, word
     assert problem.info.detail["line"] == line
     assert word in problem.info.text()
     assert problem.info.next
+
+
+def test_an_argument_without_a_name_is_told_the_names_and_nothing_of_lists() -> None:
+    problem = refused("=5")
+    assert "'=5' is no argument of %%modal" in problem.info.message and "lists" not in problem.info.text()
+    assert problem.info.allowed == ", ".join(KEYS) and "gpu=A100" in problem.info.next
 
 
 def test_unknown_gpu_names_the_known_ones() -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -214,6 +218,68 @@ def test_a_folder_is_renamed_and_deleted_whole(user: Client, volume: str) -> Non
     assert into_itself.status == 400
     assert user.ask("POST", f"volumes/{volume}/files", {"deleted": ["new"]}).status == 200
     assert user.ask("GET", f"volumes/{volume}/files?path=new").status == 404
+
+
+def test_a_volume_that_was_made_again_under_its_name_has_its_own_files(place: House, user: Client) -> None:
+    """Deleted and made again beside the panel, which is not told of it; versions count from 0 in each volume."""
+
+    def beside(*arguments: str) -> None:
+        subprocess.run(
+            [sys.executable, "-m", "cellburst", "volume", *arguments], env={**os.environ, **place.environment}, check=True,
+            timeout=100, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    assert user.ask("POST", "volumes", {"name": "again"}).status == 200
+    assert put(user, "again", "old.txt", b"old") == 200
+    assert [one["name"] for one in user.ask("GET", "volumes/again/files").json["entries"]] == ["old.txt"]
+    beside("delete", "again", "--yes")
+    beside("create", "again")
+    file = place.folder / "new.txt"
+    for name in ("a.txt", "b.txt"):  # as many commits as the first one had, and one more
+        file.write_text(name)
+        beside("put", "again", str(file), f"/{name}")
+    assert [one["name"] for one in user.ask("GET", "volumes/again/files").json["entries"]] == ["a.txt", "b.txt"]
+    assert user.ask("POST", "volumes/again/files", {"renamed": [{"path": "b.txt", "to": "c.txt"}]}).status == 200
+    assert user.ask("GET", "volumes/again/files/c.txt").body == b"b.txt"
+    assert user.ask("DELETE", "volumes/again").status == 200
+
+
+@pytest.fixture
+def small_disk(place: House, user: Client) -> Iterator[Path]:
+    """The gateway's chunks on a disk of 20 MiB."""
+    (folder,) = (one.parent for one in (place.folder / "data").glob("**/chunks/*/tmp"))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "none", str(folder)], check=True)
+    try:
+        (folder / "tmp").mkdir(mode=0o700)
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)  # what is being read there goes on
+
+
+@pytest.mark.gvisor  # root: it mounts
+@pytest.mark.parametrize("here", [True, False])
+def test_an_upload_goes_on_after_the_disk_was_full(place: House, user: Client, small_disk: Path, here: bool) -> None:
+    """Pieces that the server writes itself, the gateway being on its machine, and such that go to the gateway."""
+    pieces = [os.urandom(CHUNK_BYTES) for _ in range(3)]
+    (proof,) = (place.folder / "data").rglob("blob-proof")
+    assert user.ask("POST", "volumes", {"name": "full"}).status == 200
+    if not here:
+        proof.rename(proof.with_name("hidden"))
+    try:
+        sent = [user.ask("POST", "volumes/full/chunks", piece) for piece in pieces]
+        assert [answer.status for answer in sent] == [200, 200, 507]
+        assert sent[2].json["code"] == "platform.disk_full" and "free some space" in sent[2].json["next"]
+        assert [*(small_disk / "tmp").iterdir()] == []
+        assert user.ask("GET", "volumes/full/files").json.get("entries", []) == []
+        subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+        sent[2] = user.ask("POST", "volumes/full/chunks", pieces[2])
+        file = {"path": "big", "size_bytes": 3 * CHUNK_BYTES, "chunks": [answer.json for answer in sent]}
+        assert user.ask("POST", "volumes/full/files", {"files": [file]}).status == 200
+        assert user.ask("GET", "volumes/full/files/big").body == b"".join(pieces)
+    finally:
+        if not here:
+            proof.with_name("hidden").rename(proof)
+    assert user.ask("DELETE", "volumes/full").status == 200
 
 
 @pytest.mark.parametrize(

@@ -200,11 +200,50 @@ def test_a_schedule_from_first_look_to_deletion(server: Server, user: Client) ->
 
     path.unlink()
     assert ask(user, "GET", f"schedules/{row['id']}")["gone"] is True
+    listed = ask(user, "GET", "schedules")
+    assert (listed["gone"], listed.get("changed", [])) == ([row["id"]], [])
     still = ask(user, "PUT", f"schedules/{row['id']}", {"text": first, "revision": 5, "take": False})
     assert still["text"]["cron"] == "30 8 * * *"  # times can be changed, although the notebook is gone
     assert ask(user, "POST", f"schedules/{row['id']}/take", {}, 404)["code"] == "request.not_found"
     ask(user, "DELETE", f"schedules/{row['id']}")
     assert ask(user, "GET", "schedules").get("rows", []) == []
+
+
+def test_a_folder_that_has_grown_too_large_is_told_only_where_it_would_be_kept(server: Server, user: Client) -> None:
+    path = write(server, "grown/grown.ipynb", book(CELLS))
+    (path.parent / "helper.py").write_text("x = 1")
+    text = ask(user, "POST", "schedules/look", {"path": "grown/grown.ipynb"})["text"]
+    row = ask(user, "POST", "schedules", {"path": "grown/grown.ipynb", "text": text})["row"]
+    with (path.parent / "data.bin").open("wb") as file:
+        file.truncate(600 * 1024**2)  # a hole: it takes no room
+    kept = ask(user, "POST", "schedules/look", {"schedule": row["id"], "take": False})
+    assert "problem" not in kept and (kept["files_count"], kept["files_bytes"]) == (1, 5)
+    again = {"schedule": row["id"], "take": False, "text": kept["text"] | {"gpu": "A100"}}
+    assert "problem" not in ask(user, "POST", "schedules/look", again)
+    changed = {"text": kept["text"] | {"cron": "0 9 * * *"}, "revision": 1, "take": False}
+    assert ask(user, "PUT", f"schedules/{row['id']}", changed)["row"]["revision"] == 2
+
+    # what would keep the folder says its size, the limit and what to do, also where the form begins
+    taken = ask(user, "POST", "schedules/look", {"schedule": row["id"], "text": kept["text"]})["problem"]
+    saved = ask(user, "PUT", f"schedules/{row['id']}", changed | {"revision": 2, "take": True}, 413)
+    fresh = ask(user, "POST", "schedules/look", {"path": "grown/grown.ipynb"})
+    for told in (taken, saved, fresh["problem"]):
+        assert (
+            told["code"] == "request.too_large"
+            and "2 files and 629.1 MB, most of it data.bin (629.1 MB)" in told["message"]
+        )
+        assert "536.9 MB" in told["allowed"] and "stay here" in told["next"]
+    assert (fresh["text"]["name"], fresh["text"]["memory"], fresh["text"].get("folder", True)) == (
+        "grown",
+        "4GiB",
+        True,
+    )
+    stays = {"path": "grown/grown.ipynb", "text": fresh["text"] | {"folder": False, "name": "without"}}
+    assert "problem" not in ask(user, "POST", "schedules/look", stays)
+    assert ask(user, "POST", "schedules", stays)["row"]["name"] == "without"
+    (path.parent / "data.bin").unlink()
+    for one in ask(user, "GET", "schedules")["rows"]:
+        ask(user, "DELETE", f"schedules/{one['id']}")
 
 
 @pytest.mark.parametrize(
@@ -272,8 +311,20 @@ def test_a_field_that_is_wrong_is_told_with_the_parameters_still_there(server: S
         assert refused["message"] == answer["problem"]["message"]
 
 
+def test_an_end_is_told_to_one_window_once(user: Client) -> None:
+    assert ask(user, "POST", "ends", {"window": "one", "shown": ["no-such-run"]}) == {"t": "ends"}
+    assert ask(user, "POST", "ends", {"window": ""}, 400)["code"] == "request.bad_argument"
+    assert ask(user, "POST", "ends", {}, 400)["code"] == "request.bad_argument"
+
+
 def test_a_path_that_climbs_out_of_runs_finds_nothing(user: Client) -> None:
-    for path in ("runs/..%2F..%2Fhealth/notebook", "runs/no-such-run/notebook", "runs/..%2Fschedules%2Fx/notebook"):
+    for path in (
+        "runs/no-such-run/files/a",
+        "runs/..%2Fruns/files/..%2Fx",
+        "runs/..%2F..%2Fhealth/notebook",
+        "runs/no-such-run/notebook",
+        "runs/..%2Fschedules%2Fx/notebook",
+    ):
         assert user.ask("GET", path).status == 404, path
 
 

@@ -1,4 +1,4 @@
-"""REST for runs of schedules: all of them, the end of one, and the notebook that it wrote."""
+"""REST for runs of schedules: the end of one, what it wrote; and ends that are to be told."""
 
 from __future__ import annotations
 
@@ -9,28 +9,26 @@ from typing import Any
 from urllib.parse import quote
 
 from jupyter_server.auth.decorator import authorized
+from tornado.iostream import StreamClosedError
 from tornado.web import authenticated
 
-from cellburst_protocol.errors import ErrorCode, error
-from cellburst_protocol.messages import CancelRun, Done, ListRuns, RunList
+from cellburst_protocol.errors import CellburstError, ErrorCode, error
+from cellburst_protocol.messages import CancelRun, Done, Ends, ListRuns, RunList, TakeEnds
 
 from .base import Base
 
+PART_BYTES = 8 * 1024**2  # of a file, in memory at a time
 NO_FILE_NAME = r"[^A-Za-z0-9_-]"
 
 
-class RunsHandler(Base):
-    """GET runs?after=UNIX_SECONDS."""
+class EndsHandler(Base):
+    """POST ends."""
 
     @authenticated
     @authorized
-    async def get(self) -> None:
-        """Runs of all schedules, newest first, without those that ended before."""
-        try:
-            after = float(self.get_query_argument("after", "0"))
-        except ValueError:
-            after = 0.0
-        self.answer(await self.gateway.ask(ListRuns(after_unix_seconds=after), RunList))
+    async def post(self) -> None:
+        """What a window is to tell: what ended and was told to nobody; with it the window says what it has shown."""
+        self.answer(await self.gateway.ask(self.body(TakeEnds), Ends))
 
 
 class RunHandler(Base):
@@ -58,6 +56,45 @@ class RunNotebookHandler(Base):
         if self.get_query_argument("download", ""):
             self.set_header("Content-Disposition", f'attachment; filename="run-{re.sub(NO_FILE_NAME, "", run)}.ipynb"')
         self.finish(await asyncio.to_thread(untrusted, data))
+
+
+class RunFileHandler(Base):
+    """GET runs/ID/files/PATH."""
+
+    @authenticated
+    @authorized
+    async def get(self, run: str, path: str) -> None:
+        """A file that the run wrote, to be kept: never a type that a browser would run. Parts of it are in memory."""
+        rows = (await self.gateway.ask(ListRuns(run=run), RunList)).rows
+        size = next((file.size_bytes for row in rows for file in row.files if file.path == path), None)
+        if size is None:
+            raise error(
+                ErrorCode.NOT_FOUND, f"the run has kept no file {path[:200]!r}", next="look at its files in the panel"
+            )
+        self.set_header("Content-Type", "application/octet-stream")
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header(
+            "Content-Disposition", f"attachment; filename*=UTF-8''{quote(path.rpartition('/')[2], safe='')}"
+        )
+        self.set_header("Content-Length", str(size))
+        self.set_header("Cache-Control", "no-store")
+        source = f"/runs/{quote(rows[0].id, safe='')}/files/{quote(path, safe='')}"
+        try:
+            for begin in range(0, size, PART_BYTES):
+                wanted = min(PART_BYTES, size - begin)
+                part = await self.gateway.fetch("GET", f"{source}?from={begin}&count={wanted}", timeout_seconds=120.0)
+                if len(part) != wanted:
+                    raise error(ErrorCode.STORE, f"bytes of {path[:200]!r} are missing", next="try again")
+                self.write(part)
+                await self.flush()
+        except StreamClosedError:
+            return  # the browser gave it up
+        except CellburstError:
+            if not self._headers_written:
+                raise
+            self.request.connection.stream.close()  # type: ignore[union-attr]  # fewer bytes than were said: seen as broken
+            return
+        self.finish(set_content_type="application/octet-stream")  # for an empty file: else Jupyter calls it JSON
 
 
 def untrusted(data: bytes) -> bytes:

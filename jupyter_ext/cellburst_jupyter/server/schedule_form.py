@@ -80,8 +80,8 @@ class LookAt(msgspec.Struct, kw_only=True):
 
 
 class Looked(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """The form's start, and what a run would have and stumble over. `parameters` None: no cell has the tag. `problem`: what was
-    typed cannot be scheduled, and nothing else is told."""
+    """The form's start, and what a run would have and stumble over. `parameters` None: no cell has the tag. `problem`: it
+    cannot be scheduled as it was typed; of what it has then only the parameters are told, and for a new form its start."""
 
     text: ScheduleText
     notebook: str = ""
@@ -119,10 +119,12 @@ class ScheduleShown(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class SchedulesShown(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """All schedules by name; `changed` are ids of those whose notebook is another now than the one that is kept."""
+    """All schedules by name; `changed` are ids of those whose notebook is another now than the one that is kept, `gone` of those
+    whose notebook's file is not there any more."""
 
     rows: list[ScheduleRow] = []
     changed: list[str] = []
+    gone: list[str] = []
 
 
 def shown(info: ScheduleInfo, *, changed: bool, gone: bool) -> ScheduleShown:

@@ -21,14 +21,13 @@ from cellburst import schedule_freeze
 from cellburst.schedule_edit import edited, taken_over
 from cellburst.scheduling import PUT_SECONDS, Draft, draft, when_of
 from cellburst_protocol import notebooks
-from cellburst_protocol.errors import CellburstError, ErrorCode, error
+from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo, error
 from cellburst_protocol.messages import (
     DeleteSchedule,
     Done,
     GetSchedule,
     ListRuns,
     ListSchedules,
-    MirrorSpec,
     PauseSchedule,
     PreviewSchedule,
     PutSchedule,
@@ -39,6 +38,7 @@ from cellburst_protocol.messages import (
     ScheduleList,
     SchedulePreview,
 )
+from cellburst_protocol.schedules import ScheduleSpec
 
 from .. import notebook_uses
 from .base import Base
@@ -116,12 +116,14 @@ class ScheduleBase(Base):
         return await self.gateway.ask(GetSchedule(schedule=schedule), ScheduleInfo)
 
     async def made(
-        self, path: Path, data: bytes, text: ScheduleText, *, fresh: bool, image: MirrorSpec | None = None
+        self, path: Path, data: bytes, text: ScheduleText, *, fresh: bool, kept: ScheduleSpec | None = None
     ) -> tuple[Draft, list[str]]:
-        """What was typed and the notebook's bytes as a schedule; without `image` its kernel's environment is described."""
+        """What was typed and the notebook's bytes as a schedule, with the folder and the kernel's environment as they are now, or
+        with those that a schedule has `kept`."""
+        image, files = (kept.image, kept.files) if kept is not None else (None, None)
         python, notes = self.python_of(data) if image is None else ("", [])
         image = image or await self.books.environment(python, path.parent, fresh=fresh)
-        return await asyncio.to_thread(draft, path, image, text.asked(), data), notes
+        return await asyncio.to_thread(draft, path, image, text.asked(), data, files), notes
 
     async def taken(self, info: ScheduleInfo, changes: dict[str, Any]) -> tuple[Draft, PutSchedule]:
         """A schedule with its notebook, folder and environment as they are now, and what was typed."""
@@ -145,10 +147,11 @@ class SchedulesHandler(ScheduleBase):
     @authenticated
     @authorized
     async def get(self) -> None:
-        """All of them, and of which the notebook has changed."""
+        """All of them, and of which the notebook has changed or is gone."""
         rows = (await self.gateway.ask(ListSchedules(), ScheduleList)).rows
-        changed = [row.id for row in rows if (await self.books.changed(row))[0]]
-        self.answer(SchedulesShown(rows=rows, changed=changed))
+        found = [(row.id, *await self.books.changed(row)) for row in rows]
+        changed, gone = [id for id, is_other, _ in found if is_other], [id for id, _, is_gone in found if is_gone]
+        self.answer(SchedulesShown(rows=rows, changed=changed, gone=gone))
 
     @authenticated
     @authorized
@@ -189,28 +192,33 @@ class LookHandler(ScheduleBase):
         info = await self.info(asked.schedule) if asked.schedule else None
         path = Path(info.row.notebook) if info is not None else await self.local_path(asked.path)
         if info is not None and not asked.take:
-            data, image = await self.books.kept_notebook(info.row.id), info.spec.image
+            data, kept = await self.books.kept_notebook(info.row.id), info.spec
         else:
-            data, image = await asyncio.to_thread(schedule_freeze.read_notebook, path), None
+            data, kept = await asyncio.to_thread(schedule_freeze.read_notebook, path), None
         text = asked.text or (text_of(info.spec) if info is not None else self._start(path))
         book = notebooks.read(data, path.name)
+        problem: ErrorInfo | None = None
         try:
-            made, notes = await self.made(path, data, text, fresh=False, image=image)
+            made, notes = await self.made(path, data, text, fresh=False, kept=kept)
         except CellburstError as why:
-            if asked.text is None:
+            if asked.text is not None:
+                self.answer(Looked(text=text, notebook=str(path), parameters=_parameters(book), problem=why.info))
+                return
+            if why.info.code is not ErrorCode.TOO_LARGE:
                 raise
-            self.answer(Looked(text=text, notebook=str(path), parameters=_parameters(book), problem=why.info))
-            return
-        spec, kept = made.spec, made.spec.image
+            # The form opens all the same: that the files stay here is decided in it.
+            problem = why.info
+            made, notes = await self.made(path, data, msgspec.structs.replace(text, folder=False), fresh=False)
+        spec, image = made.spec, made.spec.image
         if asked.text is None and info is None:
             text = start_text(spec.name, spec.resources, {"secrets": text.secrets, "volumes": text.volumes})
         self.answer(
             Looked(
-                text=text, notebook=str(path), python=kept.executable if kept else "",
-                python_version=kept.python_version if kept else "", parameters=_parameters(book),
+                text=text, notebook=str(path), python=image.executable if image else "",
+                python_version=image.python_version if image else "", parameters=_parameters(book),
                 findings=[FindingShown(kind=f.kind, cell=f.cell, text=f.text) for f in made.findings],
                 notes=[*notes, *made.notes], files_count=len(spec.files),
-                files_bytes=sum(file.size_bytes for file in spec.files),
+                files_bytes=sum(file.size_bytes for file in spec.files), problem=problem,
             )
         )  # fmt: skip
 

@@ -82,6 +82,7 @@ class VolumeChange(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 @dataclass
 class _Kept:
+    id: str = ""
     version: int = 0
     entries: dict[str, FileEntry] = field(default_factory=dict)  # without their chunks
 
@@ -159,7 +160,7 @@ class Volumes:
                 raise error(ErrorCode.NOT_FOUND, f"there is no {shown(path)} in volume {shown(volume)}")
             deleted.update(below)
         for one in asked.renamed:
-            await self._rename(volume, check_path(one.path), check_path(one.to), changes, deleted)
+            await self._rename(kept.id, check_path(one.path), check_path(one.to), changes, deleted)
         _check_free(kept, changes, deleted, overwrite=asked.overwrite)
         if len(changes) + len(deleted) > MAX_PATHS_PER_COMMIT:
             raise error(
@@ -171,7 +172,7 @@ class Volumes:
             deleted=sorted(deleted - set(changes)),
         )  # fmt: skip
         body = await self._gateway.fetch(
-            "POST", f"/volumes/{quote(volume, safe='')}/commit", msgspec.json.encode(commit), 120.0
+            "POST", f"/volumes/{quote(kept.id, safe='')}/commit", msgspec.json.encode(commit), 120.0
         )
         done: VolumeCommitted = decoded(body, VolumeCommitted)
         return done
@@ -181,7 +182,7 @@ class Volumes:
             raise error(ErrorCode.BAD_ARGUMENT, f"{shown(old)} cannot become {shown(new)}: that is in itself")
         entries = [e for e in await self._below(volume, old) if not e.deleted]
         if not entries:
-            raise error(ErrorCode.NOT_FOUND, f"there is no {shown(old)} in volume {shown(volume)}")
+            raise error(ErrorCode.NOT_FOUND, f"there is no {shown(old)} in the volume")
         for entry in entries:
             path = check_path(new + entry.path[len(old) :])
             changes[path] = msgspec.structs.replace(entry, path=path, version=0, by="")
@@ -203,8 +204,10 @@ class Volumes:
         query = f"/volumes/{quote(volume, safe='')}/files?since={kept.version}"
         body = await self._gateway.fetch("GET", query, timeout_seconds=LIST_SECONDS)
         files: VolumeFiles = await asyncio.to_thread(decoded, body, VolumeFiles)
-        if files.version < kept.version:  # another volume has that name now
+        id = files.id or volume  # a gateway that was started before an update does not say it
+        if kept.id and id != kept.id:  # another volume has that name now
             return await self._current(volume)
+        kept.id = id
         if files.whole:
             kept.entries.clear()
         for entry in files.entries:
