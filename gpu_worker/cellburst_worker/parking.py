@@ -220,9 +220,17 @@ class Parking:
         self, draft: Draft, frozen: RunnerFrozen, buffers: Sequence[memoryview], names: Copies
     ) -> tuple[list[NameGroup], list[RemoteName]]:
         out, folder = self._prepared.folder / "var" / "out", draft.folder / NAMES
+        self._body.outbound.saving = None
+
+        def kept() -> tuple[list[NameGroup], list[RemoteName]]:
+            try:
+                return keep(frozen.groups, buffers, out, folder, names.finish)
+            finally:
+                names.drop()  # what was announced and given up must not go on growing in what is sealed
+
         try:
             with self._step("names"):
-                return await asyncio.to_thread(keep, frozen.groups, buffers, out, folder, names.finish)
+                return await asyncio.to_thread(kept)
         except (CellburstError, OSError) as why:
             if not self._prepared.snapshot_key:
                 raise

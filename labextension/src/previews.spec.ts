@@ -19,6 +19,8 @@ test('where the text was cut its last row is left out', () => {
 });
 
 test('a text as a terminal shows it', () => {
+  expect(plainText(`${'x'.repeat(1 << 20)}\r${'\r'.repeat(1 << 20)}y`)).toBe('y'); // at once, however long a line is
+  expect(plainText('\r\r')).toBe('');
   expect(plainText('\u001b[31mred\u001b[0m\r\n10 %\r50 %\r100 %\r\nend\r')).toBe('red\n100 %\nend');
 });
 

@@ -59,7 +59,16 @@ export function parseTable(text: string, separator: string, most: number, cut = 
 
 /** What a terminal would show of a text: without colours, and of a line that was written over its last state. */
 export function plainText(text: string): string {
-  return text.replace(/\u001b\[[0-9;?]*[A-Za-z]/g, '').replace(/[^\n]*\r(?!\n|$)/g, '').replace(/\r/g, '');
+  return text.replace(/\u001b\[[0-9;?]*[A-Za-z]/g, '').split('\n').map(lastState).join('\n');
+}
+
+/** By hand: a pattern for it takes minutes for a long line. */
+function lastState(line: string): string {
+  let end = line.length;
+  while (end && line[end - 1] === '\r') {
+    end--;
+  }
+  return end ? line.slice(line.lastIndexOf('\r', end - 1) + 1, end) : '';
 }
 
 /** A notebook's cells and what they wrote, as text: of an output that is no text only its kind. Throws for what is no notebook. */

@@ -204,7 +204,16 @@ async def test_large_names_are_copied_while_they_are_written(short_path: Path, m
         copied.append(finish(self, size_bytes, staged))
         return copied[-1]
 
+    begin = early.Copies.begin
+
+    def begun(self: early.Copies, source: Path, staged: Path, size_bytes: int) -> None:
+        begin(self, source, staged, size_bytes)
+        given_up = source.with_name("ab" * 16)  # announced, and never whole
+        given_up.write_bytes(b"x" * (20 << 20))
+        begin(self, given_up, staged.with_name(f"{staged.name}-"), 1 << 30)
+
     monkeypatch.setattr(early.CopyBehind, "finish", finished)
+    monkeypatch.setattr(early.Copies, "begin", begun)
     async with house(short_path) as h:
         container, _ = await h.ready("c1")
         make = "import os, zlib; big = bytearray(os.urandom(1 << 20)) * 40; less = bytearray(3 << 20)"
