@@ -99,6 +99,8 @@ class ContainerHandle:
         self.released: dict[str, tuple[str, int]] | None = (
             None  # secrets that it has: (store, version); None: not known
         )
+        # Of secrets (store, name, version): what its session and the one outside had been given when it was told what to hide.
+        self.hides: frozenset[tuple[str, str, int]] = frozenset()
         self._uptime_seconds = 0.0
         self._uptime_at = now
         self._frozen = False

@@ -8,7 +8,7 @@ are its own for CLAIM_SECONDS, so that two windows do not show the same; after t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from cellburst_protocol.errors import ErrorCode, ErrorInfo, error
@@ -17,7 +17,7 @@ from cellburst_protocol.messages import EndedThing, Ends, ImageBuilt, TakeEnds
 from cellburst_protocol.schedules import RunRow
 from cellburst_protocol.states import EndReason
 
-from .run_rules import detail_of
+from .run_rules import TELLS_JUPYTER
 from .store import Store
 from .store_rows import Owner, SessionRecord
 from .store_schedules import RunRecord
@@ -42,24 +42,28 @@ class Endings:
         self._last: dict[str, deque[EndedThing]] = {}
         self._claims: dict[tuple[Owner, str], tuple[str, float]] = {}
 
-    def add(self, owner: Owner, thing: EndedThing) -> None:
-        """It has ended. The same id again is the same end."""
+    def add(self, owner: Owner, thing: EndedThing, *, at_once: bool = False) -> None:
+        """It has ended. The same id again is the same end. `at_once`: it is written now, in its caller's commit."""
         last = self._of(owner.workspace)
         if all(one.id != thing.id for one in last):
             last.append(thing)
         before = thing.ended_unix_seconds - TOLD_SECONDS
-        self._later(lambda: self._store.add_end(owner, thing, forget_before=before))
+        if at_once:
+            self._store.add_end(owner, thing, forget_before=before)
+        else:
+            self._later(lambda: self._store.add_end(owner, thing, forget_before=before))
 
     def cell(
-        self, session: SessionRecord, call: str, reason: EndReason, why: ErrorInfo | None, seconds: float, wall: float
-    ) -> None:
-        """A detached cell has ended."""
+        self, session: SessionRecord, call: str, reason: EndReason, why: ErrorInfo | None, seconds: float, wall: float, *,
+        at_once: bool = False,
+    ) -> None:  # fmt: skip
+        """A detached cell has ended. `at_once` as for `add`."""
         problem = "" if reason is EndReason.DONE else why.message if why is not None else reason.value.replace("_", " ")
         thing = EndedThing(
             id=call, kind="cell", title=session.notebook, session=session.name, problem=problem, seconds=round(seconds, 1),
             ended_unix_seconds=wall,
         )  # fmt: skip
-        self.add(session.owner, thing)
+        self.add(session.owner, thing, at_once=at_once)
 
     def build(self, owner: Owner, recipe: ImageRecipe, built: ImageBuilt, seconds: float, wall: float) -> None:
         """A build has ended: told unless it was too short to look away from."""
@@ -79,11 +83,11 @@ class Endings:
         return list(self._of(workspace))
 
     def take(
-        self, owner: Owner, window: str, shown: Iterable[str], *, wall: float, monotonic: float,
-        wanted: Callable[[RunRecord], bool], waits: Collection[str] = (),
-    ) -> tuple[list[EndedThing], list[RunRecord]]:  # fmt: skip
-        """Note what `window` has shown, and give it what nobody has shown and no other window has taken, the oldest first;
-        `wanted` says of a run whether it is told, `waits` are runs of which that is not known yet."""
+        self, owner: Owner, window: str, shown: Iterable[str], *, wall: float, monotonic: float
+    ) -> tuple[list[EndedThing], list[RunRecord]]:
+        """Note what `window` has shown, and give it what nobody has shown and no other window has taken, the oldest first. Of
+        runs those whose schedule asks for it: a run that was skipped is not told, and of several that were missed one says it
+        for all, as soon as all are known."""
         for what in (shown := list(shown)):
             self._claims.pop((owner, what), None)
         # An end is told for a day: who was told of it must be known for longer, also when the clock is set back a little.
@@ -95,14 +99,8 @@ class Endings:
             one for one in self._store.untold_ends(owner, after=after, limit=MOST + len(self._claims))
             if self._claimed(owner, one.id, window, monotonic)
         ]  # fmt: skip
-        while True:
-            runs = self._store.untold_runs(owner, after=after, limit=MOST + len(self._claims) + len(waits))
-            runs = [run for run in runs if run.id not in waits]
-            silent = [run.id for run in runs if not wanted(run)]
-            if not silent:
-                return things, [run for run in runs if self._claimed(owner, run.id, window, monotonic)]
-            # Those that nobody wants to hear of are looked at once.
-            self._store.note_told(owner, silent, now=wall, forget_before=wall - 2 * TOLD_SECONDS)
+        found = self._store.untold_runs(owner, after=after, limit=MOST + len(self._claims), detail_has=TELLS_JUPYTER)
+        return things, [run for run in found if self._claimed(owner, run.id, window, monotonic)]
 
     def _claimed(self, owner: Owner, what: str, window: str, monotonic: float) -> bool:
         """Whether this window has it now."""
@@ -125,14 +123,7 @@ def take(hub: Hub, owner: Owner, asked: TakeEnds) -> Ends:
         )  # fmt: skip
     hub.write_now()
     things, runs = hub.endings.take(
-        owner, asked.window, asked.shown, wall=hub.clock.wall(), monotonic=hub.clock.monotonic(), wanted=_wanted,
-        waits=hub.schedules.still_missed(),
-    )  # fmt: skip
+        owner, asked.window, asked.shown, wall=hub.clock.wall(), monotonic=hub.clock.monotonic()
+    )
     rows: list[RunRow] = [hub.schedules.row_of(run) for run in runs]
     return Ends(things=things, runs=rows)
-
-
-def _wanted(run: RunRecord) -> bool:
-    """Whether its schedule asks for it. One that was skipped is not told: the next one was asked for; of several that were missed
-    one says it for all."""
-    return detail_of(run).tell_jupyter

@@ -8,6 +8,7 @@ from cellburst_protocol.errors import CellburstError, ErrorCode, error
 from cellburst_protocol.messages import (
     BuildStream,
     DeleteSecret,
+    Ends,
     FindSession,
     GetCost,
     GetLogs,
@@ -73,6 +74,9 @@ class KernelLink:
             case GetSpending():
                 return spending.report(self._hub, self._token.owner.workspace, message)
             case TakeEnds():
+                if self._token.role is Role.VIEWER and not message.shown:
+                    return Ends()  # what it took, those who may act would not be told; GetStatus has them for it too
+                self._may_act()
                 return endings.take(self._hub, self._token.owner, message)
             case SetBudget():
                 self._may_act()

@@ -162,21 +162,19 @@ def _call(hub: Hub, record: CallRecord) -> None:
     session = hub.sessions.get(record.session)
     if session is None:
         why, now = _session_gone(), hub.clock.wall()
-        hub.store.end_call(record.id, EndReason.CONTAINER_LOST, now=now, error=why)
-        _told(hub, record, EndReason.CONTAINER_LOST, why, 0.0, now)
+        with hub.store.together():
+            hub.store.end_call(record.id, EndReason.CONTAINER_LOST, now=now, error=why)
+            _told(hub, record, EndReason.CONTAINER_LOST, why, 0.0, now)
         return
     story = read_story(hub, session.id, record.id)
     if story.ended is not None:
         ended, now = story.ended, hub.clock.wall()
-        hub.store.end_call(
-            record.id,
-            ended.reason,
-            now=now,
-            error=ended.error,
-            run_seconds=ended.run_seconds,
-            cost_usd=Decimal(ended.cost_usd),
-        )
-        _told(hub, record, ended.reason, ended.error, ended.run_seconds, now)
+        with hub.store.together():
+            hub.store.end_call(
+                record.id, ended.reason, now=now, error=ended.error, run_seconds=ended.run_seconds,
+                cost_usd=Decimal(ended.cost_usd),
+            )  # fmt: skip
+            _told(hub, record, ended.reason, ended.error, ended.run_seconds, now)
         _idle(session)
         return
     call = _rebuild(hub, record, story)
@@ -199,10 +197,11 @@ def _call(hub: Hub, record: CallRecord) -> None:
 
 
 def _told(hub: Hub, record: CallRecord, reason: EndReason, why: ErrorInfo | None, seconds: float, now: float) -> None:
-    """An end that only the log had: of a detached cell it is told like any other."""
+    """An end that only the log had: of a detached cell it is told like any other. In the commit that ends the call: later nothing
+    would look for it again."""
     kept = hub.inbox.get(record.id, "cell")
     if kept is not None and isinstance(kept[0], RunCell) and kept[0].detach:
-        hub.endings.cell(hub.store.get_session(record.session), record.id, reason, why, seconds, now)
+        hub.endings.cell(hub.store.get_session(record.session), record.id, reason, why, seconds, now, at_once=True)
 
 
 def _rebuild(hub: Hub, record: CallRecord, story: Story) -> Call:

@@ -46,6 +46,10 @@ class RunDetail(msgspec.Struct, kw_only=True, omit_defaults=True):
         return msgspec.json.encode(self).decode()
 
 
+TELLS_JUPYTER = RunDetail(tell_jupyter=True).text()[1:-1]
+"""What a detail's text has where JupyterLab is to say how the run ended, and only there: quotes in its values are escaped."""
+
+
 def detail_of(run: RunRecord) -> RunDetail:
     """The detail of a row."""
     return msgspec.json.decode(run.detail, type=RunDetail) if run.detail else RunDetail()

@@ -55,6 +55,16 @@ def missed_now(planned: Sequence[tuple[str, Planned]], before: MissedSoFar | Non
     return found
 
 
+def missed_before(rows: Sequence[RunRecord], following: int | None) -> MissedSoFar | None:
+    """What an earlier gateway's looks found that was not told: `rows` are those since its last notice, `following` is the
+    schedule's next instant. None where the last look came to an end: then nothing more was due when its rows were made."""
+    if not rows or following is None or following > max(row.created for row in rows):
+        return None
+    return missed_now(
+        [(row.id, Planned(row.instant, row.state, row.reason, row.until, row.instants)) for row in rows], None
+    )
+
+
 def tell_missed(missed: MissedSoFar, spec: ScheduleSpec, new_id: Callable[[str], str], now: float) -> Telling:
     """The notice of them: a failure, to whoever wants to hear of those."""
     why = missed_words(missed, spec)

@@ -30,7 +30,7 @@ from .notify import Notifier
 from .run_driver import RunDriver
 from .run_files import RunFiles
 from .run_rules import again_after, detail_of
-from .run_told import MissedSoFar, missed_now, tell_end, tell_missed
+from .run_told import MissedSoFar, missed_before, missed_now, tell_end, tell_missed
 from .scheduler import Planned, Standing, Watch, decide
 from .store_schedules import RunRecord, ScheduleRecord
 
@@ -78,13 +78,13 @@ class ScheduleRuns:
     def take_up(self) -> None:
         """At the gateway's start, when its sessions are known: go on with all runs that have not ended."""
         for record in self._hub.store.list_schedules():
-            self._live[record.id] = Live(record, spec_of(record.spec))
-            self._aim(self._live[record.id])
+            live = self._live[record.id] = Live(record, spec_of(record.spec))
+            self._aim(live)
+            live.missed = missed_before(self._hub.store.missed_untold(record.id), live.following)
         attempts: set[str] = set()
         for run in self._hub.store.active_runs():
-            live = self._live.get(run.schedule)
-            if live is not None:
-                live.runs.append(run)
+            if run.schedule in self._live:
+                self._live[run.schedule].runs.append(run)
                 attempts.add(f"{run.id}.{run.attempt}")
         self.files.clear_others(attempts)
 

@@ -282,10 +282,6 @@ class Schedules(ScheduleRuns):
             return forecast([], when, self._hub.clock.wall())
         return self._forecast(self._find(workspace, schedule), when)
 
-    def still_missed(self) -> set[str]:
-        """Rows of missed instants that no notice hangs on yet: more of them are to be looked at."""
-        return {live.missed.row for live in self._live.values() if live.missed is not None}
-
     def users_of(self, workspace: str, *, secret: str = "", volume: str = "") -> list[str]:
         """Names of the schedules that use a secret or a volume."""
         return sorted(

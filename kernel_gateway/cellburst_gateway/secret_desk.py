@@ -6,6 +6,7 @@
 A session goes on with the secrets it has until a cell names others (`secrets=` with none takes all away). Values pass through
 this process's memory and are kept in none of its files: not in the inbox, a log, a metric, an error. Each new container gets
 the current version, so does a warm one at its next cell after a change. Nothing is released that could not be recorded.
+What a session was given stays hidden in its output and in that of sessions inside it, also when it is replaced (`secret_given`).
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from cellburst_protocol.secrets import SecretUse, check_required, missing_secret
 from .calls import Call
 from .container_link import outer_of
 from .containers import ContainerHandle
+from .secret_given import Given
 from .secret_key import KeyHolder
 from .secret_store import Opened, SecretStore, other_stores, read_config
 from .secret_store_local import EPHEMERAL_SECONDS, LocalSecrets
@@ -60,6 +62,7 @@ class SecretDesk:
         self._local = LocalSecrets(hub.store, KeyHolder(hub.config.data_folder, config.key_store, ring), hub.clock)
         self._stores: list[SecretStore] = [self._local, *other_stores(config)]
         self._sessions: weakref.WeakKeyDictionary[Session, SessionSecrets | None] = weakref.WeakKeyDictionary()
+        self._given = Given()
         hub.metrics.counter("cellburst_secret_releases_total", "Secrets given to containers, and refused.")
 
     # -- what people ask -------------------------------------------------------------------------------------------
@@ -137,11 +140,13 @@ class SecretDesk:
 
     def ever(self, session: Session) -> tuple[str, ...]:
         """Secrets that the session has or had, and those of the session outside it, whose code may have sent their values in."""
-        had, outer_id = self.of(session), outer_of(session.record.notebook)
+        had = [self.of(one) for one in self._with_outer(session)]
+        return tuple(dict.fromkeys(name for one in had if one is not None for name in one.ever))
+
+    def _with_outer(self, session: Session) -> list[Session]:
+        outer_id = outer_of(session.record.notebook)
         outer = self._hub.sessions.get(outer_id) if outer_id else None
-        outside = self.of(outer) if outer is not None else None
-        both = (*(had.ever if had is not None else ()), *(outside.ever if outside is not None else ()))
-        return tuple(dict.fromkeys(both))
+        return [session] if outer is None else [session, outer]
 
     def park_key(self, session: Session, parked: str) -> str:
         """What a parked session's bytes are encrypted with on its worker's disk (hex); "" where it never had a secret."""
@@ -174,7 +179,9 @@ class SecretDesk:
             return
         uses, workspace = parse_uses(texts or []), session.record.owner.workspace
         wanted = {use.name: self._version(workspace, use.name, handle) for use in uses}
-        known = had is not None and set(ever) == set(had.ever)  # else the session outside was given more meanwhile
+        both = self._with_outer(session)
+        # Else the session outside was given more meanwhile.
+        known = had is not None and set(ever) == set(had.ever) and handle.hides == self._given.versions(both)
         if known and handle.released is not None and handle.released == wanted and None not in wanted.values():
             return
         opened: list[Opened] = []
@@ -192,8 +199,14 @@ class SecretDesk:
             message.environment.update(found.values)
             message.origins.update(dict.fromkeys(found.values, found.name))
         self._record(session, handle, call.id, opened, state=SessionSecrets(tuple(str(use) for use in uses), ever))
+        for found in opened:
+            self._given.add(session, found, [key for key in found.values if message.origins[key] == found.name])
+        shown = {f"{message.origins[key]}.{key}": value for key, value in message.environment.items()}
+        message.hidden |= self._given.others(both, {**shown, **message.hidden})
+        hides = self._given.versions(both)
         await handle.send(message)
         handle.released = {found.name: (found.store, found.version) for found in opened}
+        handle.hides = hides
 
     async def keys_for_mount(self, session: Session, name: str) -> list[str]:
         """The keys of a secret that opens a bucket. Raises RequestError (NOT_FOUND, FORBIDDEN)."""
@@ -288,7 +301,7 @@ class SecretDesk:
                 try:
                     found = await self._opened(workspace, name)
                 except CellburstError:
-                    continue  # deleted, or sealed: there is nothing to hide it by
+                    continue  # deleted, or sealed: what is hidden is what this process gave
                 hidden |= {f"{name}.{key}": value for key, value in found.values.items()}
         return hidden
 

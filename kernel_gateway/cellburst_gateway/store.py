@@ -67,12 +67,13 @@ All verbs (keyword-only after `*`):
     set_schedule_state(schedule_id, state, *, now, seen=None)      get_schedule(id)      list_schedules(workspace=None)
     delete_schedule(schedule_id) -> [run id]
     note_instants(schedule_id, *, seen_before, seen, planned, now) -> [RunRecord] | None      each instant has one record
+    missed_untold(schedule_id) -> [RunRecord]              since the last notice
     add_run(run_id, schedule_id, *, now)    move_run(run_id, to, *, now, session, spec, detail, attempt) -> RunRecord
     end_run(run_id, reason, *, now, error=None, cost_usd=0, detail=None, tell=()) -> (RunRecord, ended now: bool)
     get_run(id)    find_runs(workspace, start)    list_runs(workspace, *, schedule, ended_after, limit)    active_runs()
     runs_to_forget(schedule_id, *, keep, ended_before) -> [id]     delete_runs([id])
     add_end(owner, thing, *, forget_before)                last_ends(workspace, *, limit) -> [EndedThing]
-    untold_ends(owner, *, after, limit) -> [EndedThing]    untold_runs(owner, *, after, limit) -> [RunRecord]
+    untold_ends(owner, *, after, limit) -> [EndedThing]    untold_runs(owner, *, after, limit, detail_has) -> [RunRecord]
     note_told(owner, [id], *, now, forget_before)
     due_deliveries(now, *, limit)  deliveries_of(run_id)  note_delivery(id, *, now, sent, error="", again_at=None)
     list_secrets(workspace)   get_secret(workspace, name)   secret_list(workspace)   secret_key_ids()

@@ -58,11 +58,13 @@ class EndVerbs(StoreBase):
         with self._transaction() as c:
             return [msgspec.json.decode(row.thing, type=EndedThing) for row in c.execute(query)]
 
-    def untold_runs(self, owner: Owner, *, after: float, limit: int) -> list[RunRecord]:
-        """Runs of schedules that ended after a moment and that this principal was not told of, the oldest first."""
+    def untold_runs(self, owner: Owner, *, after: float, limit: int, detail_has: str) -> list[RunRecord]:
+        """Runs of schedules that ended after a moment, whose detail has a text, and that this principal was not told of, the
+        oldest first."""
         query = (
             select(runs)
             .where(runs.c.workspace == owner.workspace, runs.c.ended > after)
+            .where(runs.c.detail.contains(detail_has, autoescape=True))
             .where(~exists().where(*_told(owner), told.c.what == runs.c.id))
             .order_by(runs.c.ended, runs.c.id)
             .limit(limit)
@@ -71,15 +73,25 @@ class EndVerbs(StoreBase):
             return [run_of_row(row) for row in c.execute(query)]
 
     def note_told(self, owner: Owner, what: Iterable[str], *, now: float, forget_before: float) -> None:
-        """This principal was told of these ends; said twice it is the same. What was told before `forget_before` is removed."""
+        """This principal was told of these ends, at most some hundreds; said twice it is the same, and what is no end of the
+        workspace is left out. What was told before `forget_before` is removed."""
+        asked = list(dict.fromkeys(what))
+        known = select(ends.c.id).where(ends.c.workspace == owner.workspace, ends.c.id.in_(asked))
+        ended = select(runs.c.id).where(
+            runs.c.workspace == owner.workspace, runs.c.id.in_(asked), runs.c.ended.isnot(None)
+        )
+        before = select(told.c.what).where(*_told(owner), told.c.what.in_(asked))
         with self._transaction() as c:
             c.execute(delete(told).where(told.c.at < forget_before))
-            for one in dict.fromkeys(what):
-                key = f"{owner.workspace}/{owner.principal}/{one}"
-                if row_of(c, told, key) is None:
-                    c.execute(
-                        insert(told).values(id=key, workspace=owner.workspace, owner=owner.principal, what=one, at=now)
-                    )
+            new = {row.id for row in c.execute(known.union(ended))} - {row.what for row in c.execute(before)}
+            if new:
+                same = {"workspace": owner.workspace, "owner": owner.principal, "at": now}
+                c.execute(insert(told), [{"id": _key(owner, one), "what": one, **same} for one in sorted(new)])
+
+
+def _key(owner: Owner, what: str) -> str:
+    """Of one end and one principal; each of the three may have any character."""
+    return msgspec.json.encode([owner.workspace, owner.principal, what]).decode()
 
 
 def _told(owner: Owner) -> tuple[ColumnElement[bool], ...]:

@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, delete, select
+from sqlalchemy import Connection, Row, delete, func, select
 
 from cellburst_protocol.errors import ErrorCode, ErrorInfo, error
 from cellburst_protocol.schedules import ACTIVE, RUN_END_STATE, RunReason, RunState, advance
@@ -324,6 +324,14 @@ class ScheduleVerbs(StoreBase):
     def active_runs(self) -> list[RunRecord]:
         """All runs without an end, in the order in which they were due."""
         query = select(runs).where(runs.c.ended.is_(None)).order_by(runs.c.created, runs.c.instant, runs.c.id)
+        with self._transaction() as c:
+            return [_run(row) for row in c.execute(query)]
+
+    def missed_untold(self, schedule_id: str) -> list[RunRecord]:
+        """Instants at which nothing ran that are newer than the newest one with a notice (its row has an error), in order."""
+        missed = (runs.c.schedule == schedule_id) & (runs.c.state == RunState.MISSED.value)
+        told = select(func.max(runs.c.instant)).where(missed, runs.c.error != "").correlate(None).scalar_subquery()
+        query = select(runs).where(missed, runs.c.instant > func.coalesce(told, -1)).order_by(runs.c.instant)
         with self._transaction() as c:
             return [_run(row) for row in c.execute(query)]
 

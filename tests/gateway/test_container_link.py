@@ -13,6 +13,7 @@ from cellburst_gateway.container_link import outer_of
 from cellburst_protocol.errors import CellburstError, ErrorCode
 from cellburst_protocol.messages import (
     CellRefused,
+    DeleteSecret,
     FindSession,
     GetCost,
     GetLogs,
@@ -21,6 +22,7 @@ from cellburst_protocol.messages import (
     ListImages,
     PutSecret,
     ReleaseSecrets,
+    RunCell,
     SessionFound,
     Shutdown,
     StartContainer,
@@ -100,6 +102,47 @@ async def test_what_the_outer_session_was_given_is_hidden_inside_too(house: Hous
     await kernel.ended("o2")
     given = await inner("i3")
     assert len(given) == 2 and given[1].hidden == {"hub.TOKEN": "value-of-hub", "later.TOKEN": "value-of-later"}
+
+
+async def test_a_value_that_was_replaced_after_the_outer_session_got_it_is_hidden_inside_too(house: House) -> None:
+    """Code outside has the older value, whatever the secret's value is by now."""
+    worker, cli = await house.worker(), await house.cli()
+    await cli.peer.request(PutSecret(name="hub", values={"TOKEN": "value-of-old"}, mode="create"))
+    kernel = await house.kernel(notebook="/report.ipynb")
+    await kernel.run("print x", call="o1", with_link=True, secrets=["hub"])
+    await kernel.ended("o1")
+    (container,) = worker.containers.values()
+    await cli.peer.request(PutSecret(name="hub", values={"TOKEN": "value-of-new"}, mode="replace"))
+    link = await inside(house, container.start)
+    await link.session(notebook="whatever", kernel_id="k2")
+
+    async def inner(call: str) -> list[ReleaseSecrets]:
+        await link.run("print deep", call=call)
+        assert (await link.ended(call)).state is CallState.SUCCEEDED
+        there = next(c for name, c in worker.containers.items() if name != container.start.container)
+        return [message for message in there.received if isinstance(message, ReleaseSecrets)]
+
+    (given,) = await inner("i1")
+    assert given.hidden == {"hub.TOKEN": "value-of-new", "hub.TOKEN of version 1": "value-of-old"}
+    assert len(await inner("i2")) == 1, "nothing is new"
+    await kernel.run("print x", call="o2")  # the outer session has the newer one from here on
+    await kernel.ended("o2")
+    await cli.peer.request(PutSecret(name="hub", values={"TOKEN": "value-of-third"}, mode="replace"))
+    given = (await inner("i3"))[-1]
+    assert set(given.hidden.values()) == {"value-of-old", "value-of-new", "value-of-third"}
+    await cli.peer.request(DeleteSecret(name="hub"))
+    await kernel.run("print x", call="o3", secrets=[])
+    await kernel.ended("o3")
+    await link.session(notebook="other", kernel_id="k3")
+    await link.run("print deep", call="i4")
+    assert (await link.ended("i4")).state is CallState.SUCCEEDED
+    fresh = next(
+        c
+        for c in worker.containers.values()
+        if c.received and any(isinstance(m, RunCell) and m.call == "i4" for m in c.received)
+    )
+    (given,) = [m for m in fresh.received if isinstance(m, ReleaseSecrets)]
+    assert set(given.hidden.values()) == {"value-of-old", "value-of-new"}, "deleted, and still in the code's hands"
 
 
 async def test_only_a_container_that_was_given_a_link_has_one(house: House) -> None:

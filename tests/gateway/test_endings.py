@@ -5,23 +5,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from cellburst_gateway.app import Gateway
 from cellburst_gateway.config import GatewayConfig
 from cellburst_gateway.endings import CLAIM_SECONDS, KEPT, LONG_BUILD_SECONDS, MOST, TOLD_SECONDS, Endings
 from cellburst_gateway.hub import Hub
+from cellburst_gateway.run_rules import TELLS_JUPYTER, RunDetail
 from cellburst_gateway.scheduler import Planned
 from cellburst_gateway.store import Owner, Store
-from cellburst_gateway.store_rows import SessionRecord
+from cellburst_gateway.store_rows import Role, SessionRecord
+from cellburst_gateway.store_schedules import Telling
+from cellburst_gateway.store_tokens import hash_token
 from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo
 from cellburst_protocol.images import ImageRecipe
 from cellburst_protocol.messages import EndedThing, Ends, GetStatus, ImageBuilt, TakeEnds
 from cellburst_protocol.resources import GpuChoice, Resources
 from cellburst_protocol.schedules import Notify, RunReason, RunState, When
 from cellburst_protocol.states import EndReason, SessionState
+from tests.fakes.fake_kernel import FakeKernel
 from tests.gateway.house import House
 from tests.gateway.postgres import pg_cluster, record_url  # noqa: F401  fixtures
 from tests.gateway.scheduled import Scheduling, SetClock, notebook
@@ -55,7 +59,7 @@ def cell(made: Endings, call: str, owner: Owner = ANN, wall: float = NOW) -> Non
 def take(
     made: Endings, window: str = "w", *shown: str, owner: Owner = ANN, wall: float = NOW, monotonic: float = 0.0
 ) -> list[str]:
-    things, runs = made.take(owner, window, shown, wall=wall, monotonic=monotonic, wanted=lambda run: run.id[0] == "r")
+    things, runs = made.take(owner, window, shown, wall=wall, monotonic=monotonic)
     return [one.id for one in things] + [one.id for one in runs]
 
 
@@ -149,20 +153,66 @@ def test_what_is_old_is_not_told_and_not_kept(store: Store) -> None:
     ], "who was told of what is forgotten with it"  # fmt: skip
 
 
-def test_runs_that_ended_are_told_once_and_the_others_are_looked_at_once(store: Store) -> None:
-    made = endings(store)
-    store.put_schedule("s1", ANN, name="n", notebook="n", spec="{}", now=NOW, seen=100)
-    planned = [(name, Planned(101 + at, RunState.QUEUED)) for at, name in enumerate(("r1", "x1", "r2", "on"))]
-    store.note_instants("s1", seen_before=100, seen=200, planned=planned, now=NOW)
-    for name, ended in (("r2", NOW + 1), ("x1", NOW + 2), ("r1", NOW + 3)):
+def run_ends(store: Store, *names: str) -> None:
+    """Runs end one after another; of those whose name begins with r JupyterLab is to tell."""
+    for at, name in enumerate(names):
+        # what else stands in a detail must not look as if it said so
+        notes = ['a line with "tell_jupyter":true', TELLS_JUPYTER]
+        detail = RunDetail(tell_jupyter=name[0] == "r", notes=notes, spent_usd="1")
         store.move_run(name, RunState.STARTING, now=NOW)
-        store.end_run(name, RunReason.START_FAILED, now=ended)
+        store.end_run(name, RunReason.START_FAILED, now=NOW + at / 1000, detail=detail.text())
+
+
+def queue(store: Store, *names: str) -> None:
+    store.put_schedule("s1", ANN, name="n", notebook="n", spec="{}", now=NOW, seen=100)
+    planned = [(name, Planned(101 + at, RunState.QUEUED)) for at, name in enumerate(names)]
+    store.note_instants("s1", seen_before=100, seen=100_000, planned=planned, now=NOW)
+
+
+def told_rows(store: Store) -> int:
+    with store._transaction() as c:
+        return c.execute(text("SELECT count(*) FROM told")).scalar_one()  # type: ignore[no-any-return]
+
+
+def test_runs_that_ended_are_told_once_where_that_is_wanted(store: Store) -> None:
+    made = endings(store)
+    queue(store, "r1", "x1", "r2", "on")
+    run_ends(store, "r2", "x1", "r1")
     assert take(made, wall=NOW + 4) == ["r2", "r1"]
-    assert [run.id for run in store.untold_runs(ANN, after=0.0, limit=9)] == ["r2", "r1"]
+    assert take(made, "w", "on", wall=NOW + 4) == ["r2", "r1"] and told_rows(store) == 0, (
+        "a run that goes on has no end"
+    )
     assert take(made, "w", "r1", "r2", wall=NOW + 4) == [] == take(endings(store), "next", wall=NOW + 4)
     assert take(made, owner=BOB, wall=NOW + 4) == ["r2", "r1"]
-    things, told = made.take(FAR, "w", [], wall=NOW, monotonic=0.0, wanted=lambda run: True)
-    assert things == told == [], "another workspace's"
+    assert take(made, owner=FAR) == [], "another workspace's"
+    assert take(made, "w", "r1", owner=FAR) == [] and told_rows(store) == 2
+
+
+def test_runs_that_nobody_wants_to_hear_of_cost_a_look_nothing(store: Store) -> None:
+    made = endings(store)
+    silent = [f"x{number:03}" for number in range(3 * MOST)]
+    queue(store, *silent, "r1")
+    run_ends(store, *silent, "r1")
+    assert take(made, wall=NOW + 4) == ["r1"] and told_rows(store) == 0
+
+
+def test_names_with_slashes_are_told_apart(store: Store) -> None:
+    made, slashed = endings(store), Owner("lab", "ann/x")
+    cell(made, "a")
+    cell(made, "x/a")
+    assert take(made, "w", "a", owner=slashed) == ["x/a"] and take(made) == ["a", "x/a"]
+    assert take(made, "w", "x/a") == ["a"] and take(endings(store), "next") == ["a"]
+    assert take(endings(store), "next", owner=slashed) == ["x/a"]
+
+
+def test_what_is_no_end_is_not_noted(store: Store) -> None:
+    made = endings(store)
+    cell(made, "a")
+    cell(made, "theirs", FAR)
+    assert take(made, "w", *(f"invented-{number}" for number in range(400)), "theirs", "a", "a") == []
+    assert told_rows(store) == 1 and take(made, owner=FAR) == ["theirs"]
+    cell(made, "invented-7", wall=NOW + 1)
+    assert take(made, wall=NOW + 1) == ["invented-7"], "an end cannot be silenced before it is there"
 
 
 def test_a_run_that_is_not_decided_yet_is_neither_told_nor_forgotten(store: Store) -> None:
@@ -170,10 +220,11 @@ def test_a_run_that_is_not_decided_yet_is_neither_told_nor_forgotten(store: Stor
     store.put_schedule("s1", ANN, name="n", notebook="n", spec="{}", now=NOW, seen=100)
     missed = Planned(101, RunState.MISSED, RunReason.GATEWAY_DOWN)
     store.note_instants("s1", seen_before=100, seen=200, planned=[("m1", missed)], now=NOW)
-    asked: dict[str, Any] = {"wall": NOW, "monotonic": 0.0}
-    assert made.take(ANN, "w", [], wanted=lambda run: False, waits={"m1"}, **asked) == ([], [])
-    _, told = made.take(ANN, "w", [], wanted=lambda run: True, **asked)
-    assert [run.id for run in told] == ["m1"]
+    assert take(made) == [] and told_rows(store) == 0
+    why = ErrorInfo(code=ErrorCode.UNAVAILABLE, message="its time has passed")
+    telling = Telling("m1", why, RunDetail(tell_jupyter=True).text(), ())
+    store.note_instants("s1", seen_before=200, seen=201, planned=[], now=NOW, telling=telling)
+    assert take(made) == ["m1"]
 
 
 # -- a gateway ---------------------------------------------------------------------------------------------------------
@@ -211,6 +262,20 @@ async def test_a_detached_cell_is_told_over_a_restart_of_the_gateway(
     assert (await asked(client, "w", "c1", "c2")).things == []
     (status,) = [await client.ask(GetStatus())]
     assert sorted(one.id for one in status.ended) == ["c1", "c2"]
+
+
+async def test_a_token_that_may_only_look_silences_nothing(house: House) -> None:
+    hub, client = house.gateway.hub, await Scheduling.of(house)
+    owner = Owner("home", "user")
+    hub.endings.cell(session(owner), "c1", EndReason.DONE, None, 1.0, hub.clock.wall())
+    hub.store.add_token(hash_token("t-eye"), owner, name="v", role=Role.VIEWER, now=hub.clock.wall())
+    eye = await FakeKernel(house.url, "t-eye", role="cli").dial()
+    house._closing.append(eye.close)
+    with pytest.raises(CellburstError) as caught:
+        await eye.peer.request(TakeEnds(window="eye", shown=["c1"]), timeout_seconds=20)
+    assert caught.value.code is ErrorCode.FORBIDDEN
+    assert await eye.peer.request(TakeEnds(window="eye"), timeout_seconds=20) == Ends()
+    assert [one.id for one in (await asked(client)).things] == ["c1"], "neither noted nor taken"
 
 
 async def test_runs_are_told_as_their_schedule_asks(house: House) -> None:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -17,8 +18,11 @@ from aiosmtpd.smtp import SMTP, Envelope, Session
 from cellburst_gateway.app import Gateway
 from cellburst_gateway.config import GatewayConfig
 from cellburst_gateway.notify import mail_of
-from cellburst_gateway.run_told import MissedSoFar, missed_now, missed_words
+from cellburst_gateway.run_told import MissedSoFar, missed_before, missed_now, missed_words
+from cellburst_gateway.schedule_runs import ScheduleRuns
 from cellburst_gateway.scheduler import Planned
+from cellburst_gateway.store_rows import Owner
+from cellburst_gateway.store_schedules import RunRecord
 from cellburst_protocol.errors import CellburstError
 from cellburst_protocol.schedules import Notify, RunReason, RunState, ScheduleSpec, When
 from tests.gateway.house import House
@@ -53,6 +57,20 @@ def test_missed_instants_are_counted_over_looks_and_those_that_a_newer_one_repla
     assert (
         "its time Thu 1970-01-01 01:01 CET has passed and the gateway was too late" in missed_words(one, spec).message
     )
+
+
+def test_what_an_earlier_gateway_missed_is_told_unless_its_last_look_came_to_an_end() -> None:
+    rows = [
+        RunRecord(
+            id=id, owner=Owner("lab", "ann"), schedule="s", instant=one.instant, until=one.until or one.instant,
+            instants=one.count, by_hand=False, state=one.state, reason=one.reason, error=None, attempt=1, session="",
+            created=5000.0, started=None, ended=5000.0, cost_usd=Decimal(0), spec="", detail="",
+        )
+        for id, one in missed(3)
+    ]  # fmt: skip
+    assert missed_before(rows, 3000) == missed_now(missed(3), None) is not None
+    assert missed_before(rows, 5001) is None, "nothing more was due: these are of a version that told nobody"
+    assert missed_before(rows, None) is None and missed_before([], 3000) is None
 
 
 @dataclass
@@ -181,6 +199,39 @@ async def test_missed_instants_are_told_once_to_each_that_wants_failures(
         (row,) = [row for row in rows if row.id == body["run"]]
         assert row.error is not None and "was told" in " ".join((await client.runs(run=row.id))[0].notes)
         assert all(other.error is None for other in rows if other.id != row.id)
+    finally:
+        await house.close()
+
+
+async def test_a_gateway_that_dies_between_two_looks_loses_no_notice(
+    config: GatewayConfig, hook: Hook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More was missed than one look takes, and the first look was the gateway's last deed."""
+    clock, raw = SetClock(), {"webhooks": {"allow_private": True}}
+    house = House(Gateway(replace(config, raw=raw), clock))
+    await house.gateway.start()
+    try:
+        client = await Scheduling.of(house)
+        notify = [Notify(channel="webhook", target=hook.url)]
+        made = await client.put(notebook("print x"), HOURLY, name="told", missed="skip", notify=notify, keep_runs=0)
+        first, schedules = made.next_unix_seconds[0], house.gateway.hub.schedules
+        monkeypatch.setattr(ScheduleRuns, "tick", lambda self: None)
+        clock.pass_time(first + 4199 * 3600 + 1800 - clock.wall())
+        assert not schedules._record_due(clock.wall()), "more is due"
+    finally:
+        await house.close()
+    monkeypatch.undo()
+    house = House(Gateway(replace(config, raw=raw), clock))
+    await house.gateway.start()
+    try:
+        client = await Scheduling.of(house)
+        async with asyncio.timeout(30):
+            while not hook.got:
+                await asyncio.sleep(0.02)
+        (body,) = hook.got
+        missed_count = sum(row.instants_count for row in await client.runs(schedule="told", count=1000))
+        assert (body["schedule"], body["count"]) == ("told", missed_count) and missed_count == 4200
+        assert datetime.fromisoformat(body["first_due"]).timestamp() == first
     finally:
         await house.close()
 

@@ -12,6 +12,7 @@ import pytest
 from cellburst_gateway.cells import Cells
 from cellburst_gateway.hub import Hub
 from cellburst_gateway.local_worker import running_worker
+from cellburst_gateway.store import Store
 from cellburst_protocol.errors import ErrorCode
 from cellburst_protocol.messages import CallEnded, ContainerStarted, Interrupt, Notice
 from cellburst_protocol.resources import GpuChoice, Resources
@@ -45,6 +46,35 @@ async def test_writes_that_were_deferred_are_found_in_the_log(
     assert record is not None and (record.state, record.reason) == (CallState.SUCCEEDED, EndReason.DONE)
     session = next(iter(second.gateway.hub.sessions))
     assert session.call is None and session.state is SessionState.IDLE
+
+
+async def test_the_end_of_a_detached_cell_is_told_though_its_gateway_dies_in_the_recovery(
+    make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await make_house()
+    await first.worker()
+    kernel = await first.kernel()
+    monkeypatch.setattr(Hub, "later", lambda self, write: None)  # the end is in the log only
+    await kernel.run("print x", call="c1", resources=A100, detach=True)
+    await kernel.ended("c1")
+    await die(first)
+    commits: list[object] = []
+
+    def noted(verb: Callable[..., object]) -> Callable[..., object]:
+        def call(self: Store, *args: object, **named: object) -> object:
+            commits.append(self._current.get_transaction() if self._current is not None else None)
+            return verb(self, *args, **named)
+
+        return call
+
+    for name in ("end_call", "add_end"):
+        monkeypatch.setattr(Store, name, noted(getattr(Store, name)))
+    second = await make_house()  # what it defers is not written either
+    assert len(commits) == 2 and commits[0] is commits[1] is not None, "one commit, or a death between them loses it"
+    record = second.gateway.hub.store.get_call("c1")
+    assert record is not None and record.reason is EndReason.DONE, "it is not looked for again"
+    assert [one.id for one in second.gateway.hub.store.last_ends(record.owner.workspace, limit=9)] == ["c1"]
+    await die(second)
 
 
 async def test_a_cell_that_was_done_but_not_ended_is_ended(

@@ -9,7 +9,7 @@ import pytest
 
 from cellburst_gateway.scheduler import Planned
 from cellburst_gateway.store import Owner, Store
-from cellburst_gateway.store_schedules import ScheduleRecord
+from cellburst_gateway.store_schedules import ScheduleRecord, Telling
 from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo
 from cellburst_protocol.schedules import RUN_END_STATE, RUN_TRANSITIONS, RunReason, RunState
 from cellburst_protocol.states import TransitionError, is_terminal
@@ -199,3 +199,19 @@ def test_a_deleted_schedule_takes_its_runs_and_deliveries_along(store: Store) ->
 def test_every_end_is_a_final_state() -> None:
     assert set(RUN_END_STATE) == set(RunReason) and set(RUN_TRANSITIONS) == set(RunState)
     assert all(is_terminal(RUN_TRANSITIONS, state) for state in RUN_END_STATE.values())
+
+
+def test_missed_instants_without_a_notice_are_those_since_the_last_one(store: Store) -> None:
+    put(store)
+    put(store, "s2", name="other")
+    missed = [(f"m{at}", Planned(at, RunState.MISSED, RunReason.GATEWAY_DOWN)) for at in (101, 102, 103)]
+    note(store, *missed[:2], ("q1", queued(150)), before=100, seen=150)
+    assert [run.id for run in store.missed_untold("s1")] == ["m101", "m102"] and store.missed_untold("s2") == []
+    why = ErrorInfo(code=ErrorCode.UNAVAILABLE, message="missed")
+    store.note_instants(
+        "s1", seen_before=150, seen=160, planned=missed[2:], now=20.0, telling=Telling("m103", why, "{}", ())
+    )
+    assert store.missed_untold("s1") == [], "one notice says it for all before it"
+    later = ("m170", Planned(170, RunState.MISSED, RunReason.CLOCK))
+    note(store, later, before=160, seen=170)
+    assert [run.id for run in store.missed_untold("s1")] == ["m170"]
