@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from cellburst_protocol.errors import CellburstError, ErrorCode, error, from_info
 from cellburst_protocol.messages import RunnerFreeze, RunnerFrozen, RunnerReady, StartContainer
-from cellburst_runtime.live_files import written_since
+from cellburst_runtime.live_files import Sights
 from cellburst_runtime.snapshot_manifest import LiveFile
 
 from .answers import Talk
@@ -18,6 +18,7 @@ from .body import start_message
 from .site import Limits, Running, Site
 
 PRELOAD_SECONDS = 300.0  # hundreds of modules from a cold disk, at low priority
+_sights = Sights()  # of all that this worker boots beforehand: they import the same libraries
 
 
 def preload_of(site: Site, request: StartContainer) -> list[str]:
@@ -48,6 +49,6 @@ async def freeze_fresh(
     if frozen.error is not None:
         raise from_info(frozen.error)
     files = await asyncio.to_thread(running.live_files, frozen.files)
-    if written := await asyncio.to_thread(written_since, files, booted_ns):
+    if written := await asyncio.to_thread(_sights.written_since, files, booted_ns):
         raise JustWritten(error(ErrorCode.CONFLICT, f"{written} was written while it was imported").info)
     return frozen.preloaded, files

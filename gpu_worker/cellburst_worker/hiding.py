@@ -173,12 +173,12 @@ class Hiding:
         """What each path is shown as. Two that would be shown alike are told apart by a number, always in the same way."""
         shown: dict[str, str] = {}
         taken = set(paths)
+        numbers: dict[str, int] = {}  # the last one of each name: thousands may be shown alike
         for path in sorted(taken):
             name = base = self.text(path)
-            number = 1
             while name != path and name in taken:
-                number += 1
-                name = f"{base}~{number}"
+                numbers[base] = numbers.get(base, 1) + 1
+                name = f"{base}~{numbers[base]}"
             taken.add(name)
             shown[path] = name
         return shown

@@ -50,7 +50,14 @@ class ImageWatch:
                 pass
 
     async def _one(self) -> bool:
-        """Read the layer that is most overdue. Whether there was one."""
+        """Read the layer that is most overdue. Whether there was one. Nothing that it meets ends the watch, and so the worker."""
+        try:
+            return await self._read()
+        except Exception:
+            log.exception("looking after the layers failed")
+            return False
+
+    async def _read(self) -> bool:
         try:
             found = await self._images.verify_next(every_seconds=self._every_seconds)
         except (CellburstError, OSError) as why:

@@ -73,13 +73,18 @@ class TemplatePolicy:
             fit = self._fit(fact)
             lacking = [name for name in fit if name not in known]
             if preloaded is None or lacking:
-                wanted = fit if preloaded is None else [*preloaded, *lacking]
-                return Want(fact.container, fact.key, tuple(dict.fromkeys(wanted))[:MAX_PRELOAD])
+                wanted = tuple(dict.fromkeys(fit if preloaded is None else [*preloaded, *lacking]))[:MAX_PRELOAD]
+                if preloaded is None or not known.issuperset(wanted):  # else it is full
+                    return Want(fact.container, fact.key, wanted)
         return None
 
     def tried(self, want: Want, now_seconds: float) -> None:
         """A template was begun, whatever became of it. A name that could not be imported is not asked for again."""
         self._tried_seconds[want.key] = now_seconds
+        self.asked(want)
+
+    def asked(self, want: Want) -> None:
+        """Somebody else was told to import these. Whatever it leaves out is not asked for again."""
         self._asked.setdefault(want.key, set()).update(want.preload)
 
     def written(self, want: Want) -> None:

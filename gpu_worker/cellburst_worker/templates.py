@@ -87,6 +87,7 @@ class Templates:
             if want is None:
                 return
             if self._pool.boots(want.key):
+                self._policy.asked(want)  # it leaves out what is not fit
                 self._pool.preload(want.key, want.preload)
                 return  # the pool chooses when to boot; nothing is tried here
             self._policy.tried(want, self._site.clock.monotonic())

@@ -36,7 +36,7 @@ from .answers import Answers, Talk
 from .fresh import freeze_fresh, preload_of, unfit_module
 from .runner_link import RunnerLink
 from .site import Prepared, Running, Site
-from .template_policy import MAX_PRELOAD, without
+from .template_policy import MAX_PRELOAD, MOST_UNFIT, without
 from .warm_policy import Held, Machine, WarmPolicy
 
 PREFIX = "warm-"
@@ -115,8 +115,9 @@ class WarmPool:
         self._demand[key] = _Demand(request, image)
         if prepared.boot_key:
             self._booted[key] = self._booted.pop(key, None)
-            while len(self._booted) > MOST_BOOTED_KEYS:
-                del self._booted[next(iter(self._booted))]
+            for oldest in list(self._booted)[:-MOST_BOOTED_KEYS]:
+                del self._booted[oldest]
+                self._unfit.pop(oldest, None)
 
     def boots(self, key: str) -> bool:
         """Whether containers of this key are booted to wait."""
@@ -124,12 +125,13 @@ class WarmPool:
 
     def preloaded(self) -> dict[str, list[str]]:
         """What those import, by key; none of a key before the first is made."""
-        known = {key: preload.names for key, preload in self._booted.items() if preload is not None}
-        return {key: [*names, *self._unfit.get(key, ())] for key, names in known.items()}
+        return {key: list(preload.names) for key, preload in self._booted.items() if preload is not None}
 
     def preload(self, key: str, names: Sequence[str]) -> None:
-        """From now on containers of this key import these; one that waits with others is made anew."""
-        self._booted[key] = Preload(tuple(without(names, self._unfit.get(key, ()))))
+        """From now on containers of this key import these that are fit; one that waits with others is made anew."""
+        if key in self._booted:  # else it was forgotten meanwhile
+            unfit = self._unfit.get(key, set())
+            self._booted[key] = Preload(tuple(without(names, unfit)) if len(unfit) < MOST_UNFIT else ())
 
     def tick(self, machine: Machine) -> None:
         """Do what the policy says is due, in the background."""
@@ -140,11 +142,10 @@ class WarmPool:
 
     def usage(self) -> list[WarmContainer]:
         """What waits, for lists."""
-        now = self.site.clock.monotonic()
         return [
             WarmContainer(
                 id=one.id, image=one.image.id[:12] if one.image is not None else one.request.image.executable,
-                memory_mib=math.ceil((one.memory_bytes or 0) / _MIB), age_seconds=now - one.since_seconds,
+                memory_mib=math.ceil((one.memory_bytes or 0) / _MIB), age_seconds=self.site.clock.monotonic() - one.since_seconds,
             )
             for one in self._held
         ]  # fmt: skip
@@ -156,8 +157,7 @@ class WarmPool:
     async def release_images(self) -> None:
         """Remove what is made from built images: their disk is wanted back. Others are made when such a container starts."""
         self._demand = {key: demand for key, demand in self._demand.items() if demand.image is None}
-        gone = [one for one in self._held if one.image is not None]
-        for one in gone:
+        for one in (gone := [one for one in self._held if one.image is not None]):
             self._withdraw(one)
         await asyncio.gather(*(self._remove(one) for one in gone))
 
@@ -265,8 +265,8 @@ class WarmPool:
         return {**found, **await asyncio.to_thread(self._templates, keys - self._booted.keys())}
 
     def _templates(self, keys: set[str]) -> dict[str, Manifest]:
-        found = {key: self.site.runtime.snapshots.template(key) for key in keys}
-        return {key: manifest for key, manifest in found.items() if manifest is not None}
+        template = self.site.runtime.snapshots.template
+        return {key: found for key in keys if (found := template(key)) is not None}
 
     async def _fill(self, key: str, demand: _Demand, made_of: Manifest | Preload) -> None:
         runtime, began = self.site.runtime, self.site.clock.monotonic()
@@ -315,9 +315,9 @@ class WarmPool:
         try:
             _, files = await freeze_fresh(talk, running, preload.names, self.site.limits, booted_ns)
         except CellburstError as why:
-            if module := unfit_module(why):  # the next one is made without
-                self._unfit.setdefault(one.prepared.warm_key, set()).add(module)
-                self.preload(one.prepared.warm_key, preload.names)
+            if (module := unfit_module(why)) and (key := one.prepared.warm_key) in self._booted:  # else forgotten
+                self._unfit.setdefault(key, set()).add(module)
+                self.preload(key, preload.names)
             raise
         one.live_files = [file for file in files if file.inode]  # a process may well have one open that is gone
 

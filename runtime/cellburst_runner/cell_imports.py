@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from . import generators, values_modules
+from .freeze_sources import attribute
 
 MOST_NAMES = 500  # for each cell; one import of a large library brings thousands of inner modules
 
@@ -51,8 +52,7 @@ class ImportLog:
         return done
 
     def _counts(self, name: str) -> bool:
-        module = sys.modules.get(name)
-        spec = getattr(module, "__spec__", None)
+        spec = attribute(sys.modules.get(name), "__spec__")
         origin = getattr(spec, "origin", None)
         if not isinstance(origin, str) or name.partition(".")[0] in ("cellburst_runner", "__main__"):
             return False

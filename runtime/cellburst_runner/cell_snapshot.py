@@ -65,15 +65,19 @@ class CellSnapshot:
 
     def _handle_all(self) -> None:
         held: list[bytes] = []
-        while self._waiting:
-            message, buffers = self._waiting.popleft()
-            if message["t"] == "runner_load_names":
-                self._load(message, buffers)
-            elif message["t"] == "thaw":
-                self._thaw(message)
-            elif self._freeze(message):
-                self._stand_still(held)
-        self._scheduled = False
+        try:
+            while self._waiting:
+                message, buffers = self._waiting.popleft()
+                if message["t"] == "runner_load_names":
+                    self._load(message, buffers)
+                elif message["t"] == "thaw":
+                    self._thaw(message)
+                elif self._freeze(message):
+                    self._stand_still(held)
+        finally:  # the loop writes of an error and goes on: what comes next must be handled
+            self._scheduled = bool(self._waiting)
+            if self._scheduled:
+                self._loop.call_soon(self._handle_all, context=self._context)
         for body in held:
             self._handle(body)
 
@@ -113,6 +117,16 @@ class CellSnapshot:
                 "code": "request.conflict", "message": str(why), "next": "leave it to the sessions that import it",
                 "detail": {"module": why.name},
             }  # fmt: skip
+        except BaseException as why:  # the worker waits for an answer, and user code runs in all of this
+            self._saved.forget()
+            notes = self._run_hooks_of_after() if hooks_ran else []
+            head = {"t": "frozen", "number": message["number"], "notes": notes}
+            head["error"] = {
+                "code": "platform.unavailable",
+                "message": f"the container could not get ready for a snapshot: {_said(why)}",
+                "next": "the session goes on as it is; end it to free its place",
+            }
+            buffers = []
         self._sender.send(head, buffers)
         return "error" not in head
 
@@ -194,6 +208,13 @@ def ignore_interrupts() -> None:
             return
         except KeyboardInterrupt:
             continue  # the last one, a moment too late
+
+
+def _said(why: BaseException) -> str:
+    try:
+        return f"{type(why).__name__}: {why}"[:500]
+    except Exception:
+        return type(why).__name__
 
 
 def _rehearse() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Optional
+from typing import Any, Optional
 
 _OURS = "cellburst_runner"  # in the key of a snapshot
 
@@ -21,14 +21,29 @@ def sources() -> list[str]:
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] in (_OURS, "__main__"):
             continue
-        path = getattr(module, "__file__", None)
-        if not isinstance(path, str) or not os.path.isabs(path) or path in looked_at:
+        path = file_of(module)
+        if not os.path.isabs(path) or path in looked_at:
             continue
         looked_at.add(path)
         there = _file(path)
         if there is not None:
             found.add(there)
     return sorted(found)
+
+
+def attribute(module: Any, name: str) -> Any:
+    """What is written in a module of `sys.modules`, or None. It is not asked but looked into: what stands there for a module (a
+    lazy import, a proxy) may import it when it is asked, or raise anything."""
+    try:
+        return object.__getattribute__(module, "__dict__").get(name)
+    except Exception:  # it has nothing of the kind, or a class of its own that says what that is
+        return None
+
+
+def file_of(module: Any) -> str:
+    """What a module was read from, as it says; "" for nothing."""
+    found = attribute(module, "__file__")
+    return str.__str__(found) if issubclass(type(found), str) else ""
 
 
 def _file(path: str) -> Optional[str]:

@@ -53,16 +53,36 @@ def look(name: str) -> None:
         raise Seeds(name, min(_watched.seeded))
 
 
-def reseed() -> None:
-    """Seed modules' own generators anew that were made without a seed."""
+def reseed() -> list[str]:
+    """Seed modules' own generators anew that were made without a seed. Returns a line for each that could not be."""
+    notes = []
     for found in _watched.of_random.values():
         one = found()
         if one is not None:
-            one.seed()
+            try:
+                _reseed_random(one)
+            except Exception as why:
+                notes.append(_line(one, why))
     for bits in _watched.of_numpy:
-        sequence = _sequence(bits)
-        sequence.__init__()  # new entropy; what is spawned of it later is new as well
-        bits.state = type(bits)(sequence).state
+        try:
+            sequence = _sequence(bits)
+            sequence.__init__()  # new entropy; what is spawned of it later is new as well
+            bits.state = type(bits)(sequence).state
+        except Exception as why:
+            notes.append(_line(bits, why))
+    return notes
+
+
+def _reseed_random(one: random.Random) -> None:
+    """By its own `seed` first, which may keep more than the generator's state: with the None that `Random()` gives it."""
+    try:
+        one.seed(None)
+    except Exception:
+        random.Random.seed(one)
+
+
+def _line(one: Any, why: Exception) -> str:
+    return f"a {type(one).__name__} could not be re-seeded ({type(why).__name__}: {why}); its draws may repeat"[:500]
 
 
 @contextmanager

@@ -83,7 +83,7 @@ def reseed() -> list[str]:
     tempfile._name_sequence = None  # type: ignore[attr-defined]  # its own generator, the same in every copy
     notes = []
     try:
-        generators.reseed()
+        notes += generators.reseed()
     except Exception as why:
         notes.append(
             f"modules' own generators could not be re-seeded ({type(why).__name__}: {why}); draws may repeat"[:500]

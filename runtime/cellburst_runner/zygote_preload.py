@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any, Callable, Optional
 
 from . import generators
+from .freeze_sources import file_of
 
 LEAVING_SECONDS = 0.5  # a thread that was told to end does so within this
 CLOCK_NS = 20_000_000  # file systems stamp with the kernel's coarse clock, which is a tick or two behind
@@ -149,8 +150,8 @@ def stamps() -> dict[str, Stamp]:
     """Inode, size and mtime (ns) of the file of each imported module."""
     found = {}
     for module in list(sys.modules.values()):
-        path = getattr(module, "__file__", None)
-        if isinstance(path, str) and os.path.isabs(path):
+        path = file_of(module)
+        if os.path.isabs(path):
             stamp = _stamp(path)
             if stamp is not None:
                 found[path] = stamp

@@ -22,6 +22,7 @@ import errno
 import os
 import secrets
 import shutil
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -93,6 +94,7 @@ class ImageStore:
         self._drafts, self._locks = folder / "drafts", folder / "locks"
         self._remover = remover
         self._checked: dict[str, str] = {}  # key -> instance, of layers that this process has looked at
+        self._verified: dict[str, tuple[str, float]] = {}  # key -> instance and time, where the disk would not take it
         for place in (self.layers, self._drafts, self._locks):
             place.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.scaffold = _scaffold(folder)
@@ -203,15 +205,20 @@ class ImageStore:
 
     def verified_at(self, meta: LayerMeta) -> float:
         """When (Unix seconds) every byte of the layer was last compared; when it was made, if never since."""
+        instance, at = self._verified.get(meta.key, ("", 0.0))
+        known = at if instance == meta.instance else 0.0
         try:
-            return (self.layers / meta.key / "verified").stat().st_mtime
+            return max(known, (self.layers / meta.key / "verified").stat().st_mtime)
         except OSError:
-            return meta.made_unix_seconds
+            return max(known, meta.made_unix_seconds)
 
     def verified(self, meta: LayerMeta) -> None:
         """Every byte was compared now."""
-        with contextlib.suppress(OSError):  # deleted meanwhile
+        try:
             (self.layers / meta.key / "verified").touch()
+            self._verified.pop(meta.key, None)
+        except OSError:  # deleted meanwhile; or the disk is full, and the same layer must not be the next again
+            self._verified[meta.key] = (meta.instance, time.time())
 
     async def drop(self, meta: LayerMeta) -> bool:
         """Put this very layer aside, unless it was deleted or made anew meanwhile. Whether it was."""
@@ -283,6 +290,7 @@ class ImageStore:
             except FileNotFoundError:
                 return True
             self._checked.pop(key, None)
+            self._verified.pop(key, None)
             shutil.rmtree(doomed)
             use.remove()
             building.remove()

@@ -47,7 +47,8 @@ class Layer(Protocol):
         """Have a container that is up list what the host's folder got since. Takes well under a millisecond."""
 
     def file_list(self) -> list[FileChange]:
-        """Files written or deleted since the session began, by path; not those that are as `file_put` left them."""
+        """Files written or deleted since the session began, by path; not those that are as `file_put` left them. At most
+        MAX_LISTED."""
 
     def file_get(self, path: str) -> Path:
         """A host file with the content that `path` has for the session, which nothing in the container can exchange.
@@ -163,7 +164,7 @@ class OverlayLayer:
                     waiting.append(path + "/")
                 elif stat.S_ISREG(status.st_mode) and not self._known(path, status):
                     found[path] = FileChange(path=path, size_bytes=status.st_size)
-        return [found[path] for path in sorted(found)]
+        return [found[path] for path in sorted(found)[:MAX_LISTED]]
 
     def file_get(self, path: str) -> Path:
         """See `Layer.file_get`: a hard link where the file is the session's own, else a copy."""

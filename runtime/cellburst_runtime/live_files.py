@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,6 +21,9 @@ from .oci import all_mounts
 from .snapshot_manifest import LiveFile
 
 CLOCK_NS = 20_000_000  # file systems stamp with the kernel's coarse clock, which is a tick or two behind
+
+
+_Look = tuple[int, int, int, int]  # device, inode, size, time of writing
 
 
 def live_files(
@@ -64,18 +68,42 @@ def changed(file: LiveFile) -> str:
     return ""
 
 
-def written_since(files: Iterable[LiveFile], since_ns: int) -> str:
-    """The path of the first file that was written or put there after `since_ns` (wall clock), "" for none: what a process that
-    was started then has read of it may be another text. A stamp of the future says nothing. Blocks."""
-    now_ns = time.time_ns()
-    for file in files:
-        try:
-            stamp_ns = os.stat(file.host_path).st_ctime_ns  # noqa: PTH116 - as in `changed`
-        except OSError:
-            continue  # its inode is 0
-        if since_ns - CLOCK_NS < stamp_ns <= now_ns:
-            return file.path
-    return ""
+class Sights:
+    """What live files were like at earlier looks, of at most `most_files` of them. For any thread."""
+
+    def __init__(self, most_files: int = 20_000) -> None:
+        self._most_files = most_files
+        self._lock = threading.Lock()
+        self._seen: dict[str, tuple[int, _Look]] = {}  # path on this machine -> time (ns) and look
+
+    def written_since(self, files: Iterable[LiveFile], since_ns: int) -> str:
+        """The path of the first file that was written or put there after `since_ns` (wall clock), "" for none: what a process
+        that was started then has read of it may be another text. A stamp of the future says nothing. All files are noted. Blocks.
+
+        The time of the change of the inode tells of files with an old time of writing that were put there. But it also moves
+        when the file gets one more hard link, as from uv's cache at each install elsewhere: a file that is as at a look from
+        before `since_ns` was not put there, and its time of writing counts.
+        """
+        first = ""
+        with self._lock:
+            for file in files:
+                try:
+                    status = os.stat(file.host_path)  # noqa: PTH116 - as in `changed`
+                except OSError:
+                    continue  # its inode is 0
+                now_ns = time.time_ns()  # after the look
+                look = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+                seen_ns, seen = self._seen.pop(file.host_path, (now_ns, look))
+                alike = seen == look
+                known = alike and seen_ns <= since_ns
+                # Of equal looks the first one's time is kept. Put at the end: what was not looked at for long is forgotten.
+                self._seen[file.host_path] = (min(seen_ns, now_ns), look) if alike else (now_ns, look)
+                stamp_ns = status.st_mtime_ns if known else status.st_ctime_ns
+                if since_ns - CLOCK_NS < stamp_ns <= now_ns:
+                    first = first or file.path
+            while len(self._seen) > self._most_files:
+                del self._seen[next(iter(self._seen))]
+        return first
 
 
 def _seen(path: str, host: Path) -> LiveFile:

@@ -7,16 +7,21 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import cast
 
+import msgspec
 import pytest
 
 from cellburst_protocol.images import RunCommands
 from cellburst_runtime.image_downloads import Downloads
 from cellburst_runtime.image_room import MAX_CACHE_BYTES
+from cellburst_runtime.image_store import ImageStore, LayerMeta
 from cellburst_runtime.image_verify import SLOW_BYTES_PER_SECOND, most_overdue, verify
 from cellburst_runtime.mounts import mount, unmount_below
+from cellburst_runtime.removal import Remover
 from cellburst_runtime.tools import find_uv, run_command
 from tests.fakes.images import ImageHouse, content
 
@@ -35,6 +40,29 @@ def decay(path: Path) -> None:
     status, text = path.stat(), path.read_bytes()
     path.write_bytes(bytes([text[0] ^ 1]) + text[1:])
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_a_layer_is_not_due_again_at_once_where_the_disk_takes_no_note_of_it(tmp_path: Path) -> None:
+    store = ImageStore(tmp_path, cast(Remover, None))
+
+    def made(instance: str) -> LayerMeta:
+        meta = LayerMeta(key="ab", instance=instance, made_unix_seconds=1000.0)
+        (store.layers / "ab").mkdir(exist_ok=True)
+        (store.layers / "ab" / "meta.json").write_bytes(msgspec.json.encode(meta))
+        return meta
+
+    meta = made("first")
+    note = store.layers / "ab" / "verified"
+    note.symlink_to(tmp_path / "no" / "such" / "folder")  # cannot be written, as on a full disk
+    assert most_overdue(store, time.time(), DAY) == meta
+    store.verified(meta)
+    assert not note.exists() and most_overdue(store, time.time(), DAY) is None
+    assert most_overdue(store, time.time() + DAY + 1, DAY) == meta
+    anew = made("second")
+    assert most_overdue(store, time.time(), DAY) == anew
+    note.unlink()
+    store.verified(anew)
+    assert note.exists() and most_overdue(store, time.time(), DAY) is None
 
 
 @pytest.mark.gvisor

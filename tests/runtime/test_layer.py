@@ -93,6 +93,14 @@ async def test_reads_see_the_host_and_writes_stay(session: Session) -> None:
 
 
 @pytest.mark.gvisor
+async def test_a_list_is_no_longer_than_its_limit(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cellburst_runtime.layer.MAX_LISTED", 3)
+    layer = await session.begin()
+    assert session.act("touch n5 n1 n4 n2 n3").stderr == ""
+    assert listed(layer) == [("n1", False), ("n2", False), ("n3", False)]
+
+
+@pytest.mark.gvisor
 async def test_a_folder_deleted_and_made_again_lists_what_is_lost(session: Session) -> None:
     layer = await session.begin()
     assert session.act("rm -r sub; mkdir sub; echo 1 > sub/new").stderr == ""

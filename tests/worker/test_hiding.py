@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from cellburst_protocol.errors import ErrorCode, ErrorInfo
 from cellburst_protocol.messages import (
@@ -106,6 +109,30 @@ def test_paths_that_are_shown_alike_are_told_apart() -> None:
     assert set(shown) == paths and shown["plain.txt"] == "plain.txt" and shown == made.paths(sorted(paths))
     assert sorted(shown.values()) == [hidden, f"{hidden}~2", f"{hidden}~3", "plain.txt"]
     assert made.paths([hidden, f"a-{VALUE}"]) == {hidden: hidden, f"a-{VALUE}": f"{hidden}~2"}
+
+
+def test_the_work_for_paths_that_are_shown_alike_grows_as_their_number() -> None:
+    made, steps = Hiding(), [0]
+    value = "ab" * 10
+    made.add(ReleaseSecrets(environment={"TOKEN": value}, origins={"TOKEN": "hf"}))
+    # All are shown as one `****(hf.TOKEN)`: values that overlap are hidden together.
+    paths = [value + "ab" * number for number in range(300)]
+    assert {made.text(path) for path in paths} == {"****(hf.TOKEN)"}
+
+    def count(frame: FrameType, event: str, argument: object) -> Any:
+        if frame.f_code is not Hiding.paths.__code__:
+            return None
+        steps[0] += event == "line"
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        shown = made.paths(paths)
+    finally:
+        sys.settrace(before)
+    assert len(set(shown.values())) == len(paths) and f"****(hf.TOKEN)~{len(paths)}" in shown.values()
+    assert 0 < steps[0] < 20 * len(paths)
 
 
 def test_what_was_hidden_is_known_again_also_when_it_was_replaced() -> None:

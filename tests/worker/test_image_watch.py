@@ -23,14 +23,15 @@ class DueImages:
     """Layers that are due, one at each call; then none."""
 
     def __init__(self, due: int = 0) -> None:
-        self.due, self.asked, self.damaged, self.refuses = due, 0, list[Damaged](), False
+        self.due, self.asked, self.damaged = due, 0, list[Damaged]()
+        self.refuses: Exception | None = None
 
     async def verify_next(self, *, every_seconds: float) -> Verified:
         assert every_seconds == 5.0
         self.asked += 1
         if self.refuses:
-            self.refuses = False
-            raise error(ErrorCode.STORE, "the disk is broken")
+            why, self.refuses = self.refuses, None
+            raise why
         if not self.due:
             return Verified()
         self.due -= 1
@@ -38,12 +39,14 @@ class DueImages:
         return Verified(layers=1, damaged=damaged)
 
 
-async def watched(images: DueImages, until: Callable[[], bool], **more: object) -> list[int]:
+async def watched(images: DueImages, until: Callable[[], bool], fails: int = 0, **more: object) -> list[int]:
     """Run a watch until then. How often damage was told."""
     told: list[int] = []
 
     async def damaged() -> None:
         told.append(images.asked)
+        if len(told) <= fails:
+            raise KeyError("a test")
 
     options = {"busy": lambda: False, "machine_busy": lambda: False, **more}
     watch = ImageWatch(
@@ -64,10 +67,20 @@ async def watched(images: DueImages, until: Callable[[], bool], **more: object) 
 async def test_all_that_is_due_is_read_and_damage_is_told(caplog: pytest.LogCaptureFixture) -> None:
     images = DueImages(3)
     images.damaged = [Damaged(key="ab", step="apt_install git", size_bytes=1, problems=["a: another content"])]
-    images.refuses = True
+    images.refuses = error(ErrorCode.STORE, "the disk is broken")
     with caplog.at_level(logging.WARNING):
         assert await watched(images, lambda: images.asked > 5) == [2]
     assert images.due == 0 and "damaged on the disk" in caplog.text and "could not be compared" in caplog.text
+
+
+async def test_nothing_that_goes_wrong_ends_the_watch(caplog: pytest.LogCaptureFixture) -> None:
+    """The worker ends with it."""
+    images = DueImages(3)
+    images.damaged = [Damaged(key="ab", step="", size_bytes=1, problems=["a: another content"])]
+    images.refuses = ValueError("no such line")
+    assert await watched(images, lambda: images.asked > 5, fails=1) == [2]
+    assert images.due == 0
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ValueError, KeyError]
 
 
 @pytest.mark.parametrize("which", ["busy", "machine_busy"])

@@ -76,6 +76,27 @@ def test_a_template_imports_no_more_than_its_limit() -> None:
     assert want is not None and want.preload == names[:MAX_PRELOAD]
 
 
+def test_one_that_is_full_is_not_taken_again_and_others_are_served() -> None:
+    names = tuple(f"m{number}" for number in range(MAX_PRELOAD + 10))
+    full = dataclasses.replace(QUIET, imports=names)
+    other = dataclasses.replace(QUIET, container="c2", key="k2", imports=("numpy",))
+    want = TemplatePolicy().due(0.0, [full, other], {"k1": names[:MAX_PRELOAD], "k2": []}, MUCH)
+    assert want is not None and (want.key, want.preload) == ("k2", ("numpy",))
+
+
+def test_what_was_asked_of_somebody_else_is_asked_once_until_that_is_gone() -> None:
+    policy, facts = TemplatePolicy(), dataclasses.replace(QUIET, imports=("bad", "bad.inner", "numpy"))
+    want = policy.due(0.0, [facts], {"k1": ["numpy"]}, MUCH)
+    assert want is not None
+    policy.asked(want)
+    assert policy.due(0.0, [facts], {"k1": ["numpy"]}, MUCH) is None
+    more = dataclasses.replace(facts, imports=(*facts.imports, "pandas"))
+    want = policy.due(0.0, [more], {"k1": ["numpy"]}, MUCH)  # at once
+    assert want is not None and want.preload == ("numpy", "pandas")
+    want = policy.due(0.0, [facts], {}, MUCH)
+    assert want is not None and want.preload == facts.imports
+
+
 def test_a_module_that_must_not_be_in_one_is_left_out_at_once() -> None:
     policy, facts = TemplatePolicy(), dataclasses.replace(QUIET, imports=("bad", "bad.inner", "badly", "numpy"))
     want = policy.due(0.0, [facts], {}, MUCH)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from cellburst_runner import generators
+
 # Two copies of one process are two forks of it: each re-seeds as after a restore and says what it draws.
 COPIES = """
 import json, os, sys
@@ -72,6 +74,36 @@ def test_one_made_with_a_seed_draws_what_it_always_draws(tmp_path: Path, name: s
     namespace: dict[str, object] = {}
     exec(made, namespace)
     assert one == other == namespace[name].random()  # type: ignore[attr-defined]
+
+
+OF_THEIR_OWN = """
+import random
+class Asks(random.Random):
+    def seed(self, a): super().seed(a)
+class Once(random.Random):
+    made = False
+    def seed(self, a=None):
+        if self.made: raise ValueError('once')
+        self.made = True
+        super().seed(a)
+asks, once, plain = Asks(), Once(), random.Random()
+"""
+
+
+@pytest.mark.parametrize("name", ["asks", "once", "plain"])
+def test_one_whose_seed_is_its_own_is_seeded_too_and_keeps_nobody_from_it(tmp_path: Path, name: str) -> None:
+    one, other = copies(tmp_path, OF_THEIR_OWN, f"[{drawn(name)}.random() for _ in range(3)]")
+    assert one != other
+
+
+def test_one_that_cannot_be_seeded_is_told_and_the_others_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    np = pytest.importorskip("numpy")
+    watched, rng = generators.Watched(), np.random.default_rng(5)
+    watched.of_numpy += [object(), rng.bit_generator]
+    monkeypatch.setattr(generators, "_watched", watched)
+    (line,) = generators.reseed()
+    assert line.startswith("a object could not be re-seeded") and line.endswith("its draws may repeat")
+    assert rng.random() != np.random.default_rng(5).random()
 
 
 def test_what_is_spawned_of_one_made_without_a_seed_differs_too(tmp_path: Path) -> None:

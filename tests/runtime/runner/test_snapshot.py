@@ -241,6 +241,38 @@ async def test_a_hook_that_hangs_can_be_interrupted_and_nothing_is_frozen(tmp_pa
         assert (await worker.run("1")).done.status == "ok"
 
 
+@pytest.mark.parametrize(
+    ("broken", "hooks"), [("freeze_sources.sources", ""), ("cell_snapshot._give_back_memory", "away\nback\n")]
+)
+async def test_whatever_fails_on_the_way_into_the_ice_is_answered_and_the_next_one_freezes(
+    tmp_path: Path, broken: str, hooks: str
+) -> None:
+    name, function = broken.split(".")
+    code = f"""
+import cellburst
+from cellburst_runner import cell_snapshot, freeze_sources
+class Odd(BaseException):  # as pytest's are
+    def __str__(self): raise ValueError
+def fails():
+    raise Odd
+real, {broken} = {broken}, fails
+@cellburst.before_snapshot
+def away(): print('away', flush=True)
+@cellburst.on_restore
+def back(): print('back', flush=True)
+"""
+    async with started(tmp_path) as worker:
+        call = worker.begin(code)
+        await worker.finish(call)
+        frozen = _frozen(await worker.freeze())
+        assert frozen.error is not None and frozen.error.code == ErrorCode.UNAVAILABLE and "Odd" in frozen.error.message
+        if hooks:
+            await worker.wait_text(hooks, call)
+        assert (await worker.run(f"{name}.{function} = real")).done.status == "ok"
+        await _put_away(worker)
+        await worker.thaw()
+
+
 async def test_an_executor_killed_while_frozen_is_told_and_the_next_one_takes_over_the_start(tmp_path: Path) -> None:
     async with started(tmp_path) as worker:
         ready = (await worker.wait_for(m.RunnerReady)).message

@@ -17,7 +17,17 @@ from typing import Any
 
 import pytest
 
-from cellburst_runner import cell_imports, freeze_files, freeze_sources, hooks, restore, supervisor, wire, worker_link
+from cellburst_runner import (
+    cell_imports,
+    freeze_files,
+    freeze_sources,
+    hooks,
+    restore,
+    supervisor,
+    wire,
+    worker_link,
+    zygote_preload,
+)
 from cellburst_runner.supervisor_snapshot import Freezer, Step
 
 DAYS = 2 * 86400.0
@@ -231,6 +241,34 @@ def test_sources_are_the_files_that_modules_were_read_from(tmp_path: Path, monke
         del sys.modules["cb_read"], sys.modules["cb_packed"]
     assert set(found) - before == {str(tmp_path / "cb_read.py"), str(tmp_path / "packed.zip")}
     assert freeze_sources.__file__ not in found and asyncio.__file__ in found and found == sorted(found)
+
+
+def test_what_stands_for_a_module_is_looked_into_and_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    class Lazy(types.ModuleType):
+        def __getattribute__(self, name: str) -> Any:
+            asked.append(name)
+            raise RuntimeError(f"{name} cannot be imported here")
+
+    class Nothing:
+        @property
+        def __dict__(self) -> Any:  # type: ignore[override]
+            raise RuntimeError("it has none")
+
+        __slots__ = ()
+
+    (tmp_path / "cb_lazy.py").write_text("")
+    lazy = Lazy("cb_lazy")
+    object.__getattribute__(lazy, "__dict__")["__file__"] = str(tmp_path / "cb_lazy.py")
+    log = cell_imports.ImportLog("")
+    monkeypatch.setitem(sys.modules, "cb_lazy", lazy)
+    monkeypatch.setitem(sys.modules, "cb_lazy_too", Lazy("cb_lazy_too"))
+    monkeypatch.setitem(sys.modules, "cb_nothing", Nothing())  # type: ignore[arg-type]
+    assert str(tmp_path / "cb_lazy.py") in freeze_sources.sources()
+    assert str(tmp_path / "cb_lazy.py") in zygote_preload.stamps()
+    assert not any(name.startswith("cb_") for name in log.news())
+    assert asked == []
 
 
 def test_real_processes_may_end_while_they_are_listed() -> None:
