@@ -27,6 +27,7 @@ from tornado import ioloop
 
 from . import hooks, wire
 from .cell_channel import Sender
+from .cell_complete import rehearse
 from .cell_imports import ImportLog
 from .cell_kernel import CellKernelApp, make_app
 from .cell_side import Side
@@ -75,7 +76,11 @@ class CellExecutor:
         )  # fmt: skip
 
     def start(self) -> None:
-        """Watch the sockets and say that we are ready."""
+        """Watch the sockets and say that we are ready, also for questions beside a first cell that holds the interpreter."""
+        try:
+            rehearse(self._shell)
+        except Exception:
+            pass  # the first question then does it
         self._loop.add_reader(self._work, self._on_work)
         self._side.start()
         self._sender.send({"t": "executor_ready", "pid": os.getpid()})
