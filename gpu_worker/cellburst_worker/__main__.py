@@ -13,6 +13,7 @@ from collections.abc import Coroutine
 from typing import TypeVar
 
 from cellburst_protocol.errors import CellburstError
+from cellburst_protocol.private_folder import private_folder
 from cellburst_runtime.runtime import Runtime
 from cellburst_runtime.volume_tree import VolumeStore
 
@@ -21,7 +22,7 @@ from .clock import SystemClock
 from .exchange import Exchange
 from .gateway_link import GatewayLink, http_url, link_url
 from .imports import Imports
-from .options import Options, folder_id, lock, machine_id, parse, private_folder, worker_name
+from .options import Options, folder_id, lock, machine_id, parse, worker_name
 from .site import Site
 from .volume_desk import VolumeDesk
 from .volume_gateway import GatewayVolumes
@@ -36,8 +37,8 @@ async def serve(options: Options) -> None:
     """Run a worker until SIGTERM, SIGINT or the gateway's Shutdown. Raises CellburstError for what cannot work."""
     url = link_url(options.join)
     options.read_token()  # a missing file is said at once and not in a loop
-    private_folder(options.data_folder, "data folder")
-    private_folder(options.run_folder, "run folder")
+    private_folder(options.data_folder, "data folder", "a worker")
+    private_folder(options.run_folder, "run folder", "a worker")
     stop = _stop_by_signal()
     with lock(options.run_folder):
         runtime = await _unless(stop, Runtime.create(

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import fcntl
 import os
 import socket
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -15,9 +13,6 @@ from typing import IO
 from blake3 import blake3
 
 from cellburst_protocol.errors import ErrorCode, error
-
-START_ROOM_BYTES = 1024 * 1024  # a spool's first segment, sockets and the engine's test: what a gateway asks for too
-
 
 LEAST_BYTES = 1 << 20  # a bound below it is a mistake in the unit
 
@@ -97,34 +92,6 @@ def _size(text: str) -> int:
     if not text.isdecimal() or int(text) < LEAST_BYTES:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of bytes of {LEAST_BYTES} or more")
     return int(text)
-
-
-def private_folder(path: Path, what: str) -> Path:
-    """Make `path` a folder of this user with mode 0700. Raises RequestError when it cannot be made or written, or is another's,
-    PlatformError (DISK_FULL) when it has no room for a start."""
-    try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if path.stat().st_uid != os.geteuid():
-            raise error(
-                ErrorCode.FORBIDDEN, f"the {what} {str(path)!r} belongs to another user", next="choose another one"
-            )
-        path.chmod(0o700)
-        with tempfile.TemporaryFile(dir=path) as probe:  # an empty file finds room on a full disk
-            probe.write(bytes(START_ROOM_BYTES))
-            probe.flush()
-    except OSError as why:
-        if why.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise error(
-                ErrorCode.DISK_FULL, f"the disk of the {what} {str(path)!r} is full: {why.strerror}",
-                allowed=f"a worker starts with {START_ROOM_BYTES // 1024**2} MiB or more of free space there",
-                next="free some space, or give a folder on another disk (--data-dir, --run-dir)",
-            ) from None  # fmt: skip
-        raise error(
-            ErrorCode.BAD_ARGUMENT,
-            f"the {what} {str(path)!r} cannot be written: {why.strerror}",
-            next="give a folder of your own (--data-dir, --run-dir)",
-        ) from None
-    return path
 
 
 def lock(run_folder: Path) -> IO[str]:

@@ -7,8 +7,9 @@ import signal
 import sys
 
 from cellburst_protocol.errors import CellburstError, ErrorCode
+from cellburst_protocol.private_folder import private_folder
 
-from . import folders, logging_setup
+from . import logging_setup
 from .app import Gateway
 from .config import GatewayConfig, from_arguments
 
@@ -18,7 +19,7 @@ EXIT_CONFLICT = 3  # another gateway, or the port is in use
 
 async def serve(config: GatewayConfig) -> None:
     """Serve until asked to stop. Raises CellburstError when it cannot start."""
-    folders.private_folder(config.data_folder, "data folder")
+    private_folder(config.data_folder, "data folder", "a gateway")
     logging_setup.set_up(config.data_folder)
     gateway = Gateway(config)
     loop = asyncio.get_running_loop()

@@ -19,6 +19,7 @@ from cellburst_protocol.clock import Clock
 from cellburst_protocol.errors import CellburstError, ErrorCode, error
 from cellburst_protocol.messages import Hello
 from cellburst_protocol.peer import Peer
+from cellburst_protocol.private_folder import private_folder
 from cellburst_protocol.states import EndReason
 
 from . import folders, recovery
@@ -144,8 +145,8 @@ class Gateway:
     async def start(self) -> None:
         """Serve. Raises CellburstError with nothing left behind that another start would trip over."""
         config = self.config
-        folders.private_folder(config.data_folder, "data folder")
-        folders.private_folder(config.run_folder, "run folder")
+        private_folder(config.data_folder, "data folder", "a gateway")
+        private_folder(config.run_folder, "run folder", "a gateway")
         self._lock = folders.lock(config.data_folder / "gateway.lock")
         try:
             held = folders.load_secrets(config.data_folder)

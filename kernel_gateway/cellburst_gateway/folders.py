@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
 import secrets
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from cellburst_protocol.errors import ErrorCode, error
 
-START_ROOM_BYTES = 1024 * 1024  # a new record, its journal and the secret files take about 400 KiB
 TOKEN_BYTES = 32  # 256 bits: not to be guessed, no rate limit needed for that
 
 
@@ -29,34 +26,6 @@ class Secrets:
 
     def __repr__(self) -> str:
         return "Secrets(…)"
-
-
-def private_folder(path: Path, what: str) -> Path:
-    """Make `path` a folder of this user with mode 0700. Raises RequestError when it cannot be made or written,
-    PlatformError (DISK_FULL) when it has no room for a start."""
-    try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if path.stat().st_uid != os.getuid():
-            raise error(
-                ErrorCode.FORBIDDEN, f"the {what} {str(path)!r} belongs to another user", next="choose another one"
-            )
-        path.chmod(0o700)
-        with tempfile.TemporaryFile(dir=path) as probe:  # an empty file finds room on a full disk
-            probe.write(bytes(START_ROOM_BYTES))
-            probe.flush()
-    except OSError as why:
-        if why.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise error(
-                ErrorCode.DISK_FULL, f"the disk of the {what} {str(path)!r} is full: {why.strerror}",
-                allowed=f"a gateway starts with {START_ROOM_BYTES // 1024**2} MiB or more of free space there",
-                next="free some space, or give a folder on another disk (--data-dir, --run-dir)",
-            ) from None  # fmt: skip
-        raise error(
-            ErrorCode.BAD_ARGUMENT,
-            f"the {what} {str(path)!r} cannot be written: {why.strerror}",
-            next="give a folder of your own (--data-dir, --run-dir, or CELLBURST_DATA and CELLBURST_RUN)",
-        ) from None
-    return path
 
 
 def lock(path: Path) -> IO[str]:

@@ -7,7 +7,6 @@ once get one gateway; the gateway itself takes a lock on its data folder.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import http.client
 import importlib.util
@@ -16,7 +15,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from cellburst_protocol.errors import CellburstError, ErrorCode, error
+from cellburst_protocol.private_folder import FULL, START_ROOM_BYTES, check_room
 
 from .config import Folders, Settings, settings
 from .endpoint import Endpoint
@@ -31,8 +30,6 @@ from .endpoint import Endpoint
 START_TIMEOUT_SECONDS = 30.0
 HEALTH_TIMEOUT_SECONDS = 2.0
 LOG_TAIL_LINES = 15
-START_ROOM_BYTES = 1024 * 1024  # a new record, its journal and the secret files take about 400 KiB
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @dataclass(frozen=True)
@@ -146,11 +143,9 @@ def _make_private(folder: Path, what: str = "data", variable: str = "CELLBURST_D
     try:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
-        with tempfile.TemporaryFile(dir=folder) as probe:  # an empty file finds room on a full disk
-            probe.write(bytes(START_ROOM_BYTES))
-            probe.flush()
+        check_room(folder)
     except OSError as why:
-        if why.errno in _FULL:
+        if why.errno in FULL:
             raise error(
                 ErrorCode.GATEWAY_DOWN, f"the disk of the {what} folder {folder} is full: {why.strerror}",
                 allowed=f"a gateway starts with {START_ROOM_BYTES // 1024**2} MiB or more of free space there",

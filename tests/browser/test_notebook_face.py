@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -13,14 +12,10 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from bench.harness import House, Kernel
 
 from .lab import WAIT_MS, LabServer, Notebook, new_page
+from .marks import NEEDS_PANEL
 from .test_panel import AXE, Panel
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.gvisor,
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(shutil.which("node") is None, reason="the panel is built with Node 20.19 or later"),
-]
+pytestmark = NEEDS_PANEL
 LONG_AGO = 3600.0  # seconds that the page's clock is set forward: more than a session has to be idle to be marked
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,17 +18,13 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from bench.harness import House, Kernel
 
 from .lab import WAIT_MS, LabServer, lab_server, new_page
+from .marks import NEEDS_PANEL
 from .panel_pictures import fill
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
 VALUE = "value-that-no-page-may-hold"
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.gvisor,
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(shutil.which("node") is None, reason="the panel is built with Node 20.19 or later"),
-]
+pytestmark = NEEDS_PANEL
 
 
 class Panel:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -13,16 +12,12 @@ from bench.harness import House
 
 from .crowd import HOSTILE, in_thread, sessions_of, stop
 from .lab import WAIT_MS, LabServer, new_page
+from .marks import NEEDS_PANEL
 from .test_panel import Panel
 
 COUNT = 500
 MAX_ROWS_MADE = 40  # of 500: those in sight of 420 px, and a few more on both sides
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.gvisor,
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(shutil.which("node") is None, reason="the panel is built with Node 20.19 or later"),
-]
+pytestmark = NEEDS_PANEL
 SHOW = """shown => {
     Object.defineProperty(document, 'hidden', {value: !shown, configurable: true});
     document.dispatchEvent(new Event('visibilitychange'));

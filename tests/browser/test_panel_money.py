@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, Locator, expect
 
 from .lab import WAIT_MS, LabServer, Notebook, new_page
+from .marks import NEEDS_PANEL
 from .test_panel import Panel
 
 CELLS = ["%%modal gpu=A100 card=off\nnumber = 6 * 7\nprint('made', number)", "%%modal card=off\nprint('still', number)"]
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.gvisor,
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(shutil.which("node") is None, reason="the panel is built with Node 20.19 or later"),
-]
+pytestmark = NEEDS_PANEL
 
 
 @pytest.fixture(scope="module")

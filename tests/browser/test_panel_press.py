@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -20,17 +19,13 @@ from playwright.sync_api import Browser, Locator, expect
 from bench.harness import House
 
 from .lab import WAIT_MS, LabServer, Notebook, new_page
+from .marks import NEEDS_PANEL
 from .test_panel import Panel
 
 KEY_FILE = "-----BEGIN KEY-----\nvalue-of-a-key-file\n-----END KEY-----\n"
 VALUE = "value-that-no-page-may-hold"
 CELLS = ["%%modal card=off\nimport os\nprint('keys', 'HUB_TOKEN' in os.environ)"]
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.gvisor,
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(shutil.which("node") is None, reason="the panel is built with Node 20.19 or later"),
-]
+pytestmark = NEEDS_PANEL
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, Request, Route, expect
 
 from .lab import WAIT_MS, LabServer, new_page
+from .marks import NEEDS_PANEL
 from .test_panel import Panel
 
 CHUNKS = re.compile(r"/volumes/digits/chunks(\?|$)")  # JupyterLab makes each address its own
@@ -23,12 +23,7 @@ NAMES = [
     "\u202egnp.\u202c\u05d0",
     "n" * 255,
 ]
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.gvisor,
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(shutil.which("node") is None, reason="the panel is built with Node 20.19 or later"),
-]
+pytestmark = NEEDS_PANEL
 
 
 @pytest.fixture(scope="module")

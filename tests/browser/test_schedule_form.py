@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from .lab import WAIT_MS, LabServer, Notebook, new_page
+from .marks import NEEDS_PANEL
 from .test_panel import AXE, Panel
 
 CELLS = [
@@ -20,12 +20,7 @@ CELLS = [
 ]
 # Answers come from a server, a gateway and containers, on a machine that others use too: no wait is of Playwright's five seconds.
 SOON = WAIT_MS
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.gvisor,
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(shutil.which("node") is None, reason="the panel is built with Node 20.19 or later"),
-]
+pytestmark = NEEDS_PANEL
 
 
 def tagged(path: Path) -> Path:

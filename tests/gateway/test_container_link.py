@@ -45,6 +45,14 @@ async def outer(house: House) -> tuple[FakeWorker, FakeKernel, StartContainer]:
     return worker, kernel, container.start
 
 
+async def released(worker: FakeWorker, link: FakeKernel, call: str) -> list[ReleaseSecrets]:
+    """Run a cell in the session inside: what its container, the worker's second, was given of secrets so far."""
+    await link.run("print deep", call=call)
+    assert (await link.ended(call)).state is CallState.SUCCEEDED
+    _, there = worker.containers.values()
+    return [message for message in there.received if isinstance(message, ReleaseSecrets)]
+
+
 async def inside(house: House, start: StartContainer) -> FakeKernel:
     link = await FakeKernel(house.url, start.link_token).dial()
     house._closing.append(link.close)
@@ -88,19 +96,12 @@ async def test_what_the_outer_session_was_given_is_hidden_inside_too(house: Hous
     (container,) = worker.containers.values()
     link = await inside(house, container.start)
     await link.session(notebook="whatever", kernel_id="k2")
-
-    async def inner(call: str) -> list[ReleaseSecrets]:
-        await link.run("print deep", call=call)
-        assert (await link.ended(call)).state is CallState.SUCCEEDED
-        there = next(c for name, c in worker.containers.items() if name != container.start.container)
-        return [message for message in there.received if isinstance(message, ReleaseSecrets)]
-
-    given = await inner("i1")
+    given = await released(worker, link, "i1")
     assert [(one.environment, one.hidden) for one in given] == [({}, {"hub.TOKEN": "value-of-hub"})]
-    assert len(await inner("i2")) == 1
+    assert len(await released(worker, link, "i2")) == 1
     await kernel.run("print x", call="o2", secrets=["later"])
     await kernel.ended("o2")
-    given = await inner("i3")
+    given = await released(worker, link, "i3")
     assert len(given) == 2 and given[1].hidden == {"hub.TOKEN": "value-of-hub", "later.TOKEN": "value-of-later"}
 
 
@@ -115,20 +116,13 @@ async def test_a_value_that_was_replaced_after_the_outer_session_got_it_is_hidde
     await cli.peer.request(PutSecret(name="hub", values={"TOKEN": "value-of-new"}, mode="replace"))
     link = await inside(house, container.start)
     await link.session(notebook="whatever", kernel_id="k2")
-
-    async def inner(call: str) -> list[ReleaseSecrets]:
-        await link.run("print deep", call=call)
-        assert (await link.ended(call)).state is CallState.SUCCEEDED
-        there = next(c for name, c in worker.containers.items() if name != container.start.container)
-        return [message for message in there.received if isinstance(message, ReleaseSecrets)]
-
-    (given,) = await inner("i1")
+    (given,) = await released(worker, link, "i1")
     assert given.hidden == {"hub.TOKEN": "value-of-new", "hub.TOKEN of version 1": "value-of-old"}
-    assert len(await inner("i2")) == 1, "nothing is new"
+    assert len(await released(worker, link, "i2")) == 1, "nothing is new"
     await kernel.run("print x", call="o2")  # the outer session has the newer one from here on
     await kernel.ended("o2")
     await cli.peer.request(PutSecret(name="hub", values={"TOKEN": "value-of-third"}, mode="replace"))
-    given = (await inner("i3"))[-1]
+    given = (await released(worker, link, "i3"))[-1]
     assert set(given.hidden.values()) == {"value-of-old", "value-of-new", "value-of-third"}
     await cli.peer.request(DeleteSecret(name="hub"))
     await kernel.run("print x", call="o3", secrets=[])

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterable
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import msgspec
 from jupyter_server.base.handlers import APIHandler
+from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError
 
 from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo, error
+from cellburst_protocol.framing import Buffer
 
 from .gateway import Gateway
 from .settings import CellburstServer
@@ -51,6 +55,29 @@ class Base(APIHandler):
         self.set_header("Content-Type", "application/json")
         self.set_header("Cache-Control", "no-store")
         self.finish(msgspec.json.encode(value))
+
+    async def send_file(self, name: str, size_bytes: int, pieces: AsyncIterable[Buffer]) -> None:
+        """Finish with a file of so many bytes that the browser is to keep: never with a type that it would run.
+
+        Raises what `pieces` raises before the first one; after it the connection is closed, so that the file is seen as broken.
+        """
+        self.set_header("Content-Type", "application/octet-stream")
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("Content-Disposition", f"attachment; filename*=UTF-8''{quote(name, safe='')}")
+        self.set_header("Content-Length", str(size_bytes))
+        self.set_header("Cache-Control", "no-store")
+        try:
+            async for piece in pieces:
+                self.write(bytes(piece))
+                await self.flush()
+        except StreamClosedError:
+            return  # the browser gave it up
+        except CellburstError:
+            if not self._headers_written:
+                raise
+            self.request.connection.stream.close()  # type: ignore[union-attr]  # fewer bytes than were said
+            return
+        self.finish(set_content_type="application/octet-stream")  # for an empty file: else Jupyter calls it JSON
 
     def refuse(self, info: ErrorInfo) -> None:
         """Finish with an error as JSON. The gateway's own refusals of its token are not the browser's: 502, never 401 or 403."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote
 
 from jupyter_server.auth.decorator import authorized
-from tornado.iostream import StreamClosedError
 from tornado.web import authenticated
 
-from cellburst_protocol.errors import CellburstError, ErrorCode, error
+from cellburst_protocol.errors import ErrorCode, error
 from cellburst_protocol.messages import CancelRun, Done, Ends, ListRuns, RunList, TakeEnds
 
 from .base import Base
@@ -71,30 +71,16 @@ class RunFileHandler(Base):
             raise error(
                 ErrorCode.NOT_FOUND, f"the run has kept no file {path[:200]!r}", next="look at its files in the panel"
             )
-        self.set_header("Content-Type", "application/octet-stream")
-        self.set_header("X-Content-Type-Options", "nosniff")
-        self.set_header(
-            "Content-Disposition", f"attachment; filename*=UTF-8''{quote(path.rpartition('/')[2], safe='')}"
-        )
-        self.set_header("Content-Length", str(size))
-        self.set_header("Cache-Control", "no-store")
-        source = f"/runs/{quote(rows[0].id, safe='')}/files/{quote(path, safe='')}"
-        try:
-            for begin in range(0, size, PART_BYTES):
-                wanted = min(PART_BYTES, size - begin)
-                part = await self.gateway.fetch("GET", f"{source}?from={begin}&count={wanted}", timeout_seconds=120.0)
-                if len(part) != wanted:
-                    raise error(ErrorCode.STORE, f"bytes of {path[:200]!r} are missing", next="try again")
-                self.write(part)
-                await self.flush()
-        except StreamClosedError:
-            return  # the browser gave it up
-        except CellburstError:
-            if not self._headers_written:
-                raise
-            self.request.connection.stream.close()  # type: ignore[union-attr]  # fewer bytes than were said: seen as broken
-            return
-        self.finish(set_content_type="application/octet-stream")  # for an empty file: else Jupyter calls it JSON
+        await self.send_file(path.rpartition("/")[2], size, self._pieces(rows[0].id, path, size))
+
+    async def _pieces(self, run: str, path: str, size_bytes: int) -> AsyncIterator[bytes]:
+        source = f"/runs/{quote(run, safe='')}/files/{quote(path, safe='')}"
+        for begin in range(0, size_bytes, PART_BYTES):
+            wanted = min(PART_BYTES, size_bytes - begin)
+            part = await self.gateway.fetch("GET", f"{source}?from={begin}&count={wanted}", timeout_seconds=120.0)
+            if len(part) != wanted:
+                raise error(ErrorCode.STORE, f"bytes of {path[:200]!r} are missing", next="try again")
+            yield part
 
 
 def untrusted(data: bytes) -> bytes:

@@ -11,10 +11,9 @@ from urllib.parse import quote
 
 import msgspec
 from jupyter_server.auth.decorator import authorized
-from tornado.iostream import StreamClosedError
 from tornado.web import authenticated
 
-from cellburst_protocol.errors import CellburstError, ErrorCode, error
+from cellburst_protocol.errors import ErrorCode, error
 from cellburst_protocol.volumes import ChunkHashes, CreateVolume, RenameVolume, VolumeList, VolumeRow, check_name
 
 from .base import Base
@@ -131,21 +130,4 @@ class FileHandler(_Volumes):
         entry = await self.volumes.file(name, path)
         preview = self.get_query_argument("preview", "") == "1"
         limit = min(entry.size_bytes, MAX_PREVIEW_BYTES) if preview else entry.size_bytes
-        file_name = quote(entry.path.rpartition("/")[2], safe="")
-        self.set_header("Content-Type", "application/octet-stream")
-        self.set_header("X-Content-Type-Options", "nosniff")
-        self.set_header("Content-Disposition", f"attachment; filename*=UTF-8''{file_name}")
-        self.set_header("Content-Length", str(limit))
-        self.set_header("Cache-Control", "no-store")
-        try:
-            async for piece in self.volumes.read(entry, limit):
-                self.write(bytes(piece))
-                await self.flush()
-        except StreamClosedError:
-            return  # the browser gave it up
-        except CellburstError:
-            if not self._headers_written:
-                raise
-            self.request.connection.stream.close()  # type: ignore[union-attr]  # fewer bytes than were said: seen as broken
-            return
-        self.finish(set_content_type="application/octet-stream")  # for an empty file: else Jupyter calls it JSON
+        await self.send_file(entry.path.rpartition("/")[2], limit, self.volumes.read(entry, limit))
