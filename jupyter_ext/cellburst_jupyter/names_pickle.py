@@ -225,7 +225,7 @@ def writer_class() -> Any:
         if data is None:
             file = io.BytesIO()
             nested = Writer(file, None, self.namespace, parent=self)
-            nested.dump((reduced[0], reduced[1]))
+            nested.dump((reduced[0], _with_slots(obj, reduced)))
             self.open_classes[obj] = tracker
             try:
                 nested.dump(reduced[2])
@@ -294,6 +294,16 @@ def writer_class() -> Any:
     }  # fmt: skip
     Writer.Named = NamedWriter
     return Writer
+
+
+def _with_slots(kind: type, reduced: Any) -> Any:
+    """The arguments of a class's skeleton, with its slots: cloudpickle sets them on a class that is made, when they are but a
+    name, so that its objects have a `__dict__`, and what they hold cannot be read by those that have none."""
+    slots = vars(kind).get("__slots__")
+    if reduced[0].__name__ != "_make_skeleton_class" or not isinstance(slots, (str, tuple, list, dict)):
+        return reduced[1]
+    constructor, name, bases, given, *rest = reduced[1]
+    return (constructor, name, bases, {**given, "__slots__": slots}, *rest)
 
 
 class Reader(pickle.Unpickler):

@@ -74,6 +74,25 @@ def test_class_defined_again_travels_with_its_instances(notebook: Notebook) -> N
     assert type(notebook.ns["c"]) is notebook.ns["C"]
 
 
+@pytest.mark.parametrize("slots", ["'a', 'b'", "'a', '__dict__'", "['a']", "'a'", "'a', '__weakref__'"])
+def test_a_class_with_slots_has_them_there_too_and_comes_home(notebook: Notebook, slots: str) -> None:
+    brackets = slots if slots.startswith("[") or "," not in slots else f"({slots})"
+    notebook.local(f"class S:\n    __slots__ = {brackets}\ns = S(); s.a = [1]; also = {{'s': s}}")
+    notebook.modal("s.a.append(2); also['t'] = s; plain = hasattr(s, '__dict__')")
+    assert notebook.ns["plain"] is ("__dict__" in slots)
+    assert notebook.ns["also"]["t"].a == [1, 2] and type(notebook.ns["also"]["t"]) is notebook.ns["S"]
+    notebook.modal("s.a = 3")
+    assert notebook.ns["s"].a == 3 and type(notebook.ns["s"]) is notebook.ns["S"]
+
+
+def test_a_dataclass_with_slots_is_changed_there(notebook: Notebook) -> None:
+    notebook.local(
+        "from dataclasses import dataclass\n@dataclass(slots=True)\nclass P:\n    share: int\n    rows: list\np = P(1, [1])"
+    )
+    lines = notebook.modal("p.share *= 3; p.rows.append(2)")
+    assert lines == [] and notebook.ns["p"] == notebook.ns["P"](3, [1, 2])
+
+
 def test_changed_on_both_sides_the_local_value_wins_and_it_is_said(notebook: Notebook) -> None:
     notebook.local("x = [1]; y = [1]; z = 1")
     notebook.during = lambda: notebook.local("x.append('here'); z = 'here'")
