@@ -86,6 +86,7 @@ class ContainerSpec:
     memory_mib: int
     sizes_mib: int = 0
     pids: int = 1024
+    most_pids: int = 1024
     uid: int = 1000
     gid: int = 1000
     fork_key: str = ""

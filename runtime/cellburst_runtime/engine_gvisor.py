@@ -156,7 +156,7 @@ class GvisorEngine:
             "CPU": cpu_text(),
             # Libraries make so many threads when they are loaded (see `mirror`).
             "CPUs": f"{max(1, math.ceil(spec.cpu))}, {cpus} shown",
-            "process": f"{' '.join(spec.arguments)} uid={spec.uid} gid={spec.gid} pids={spec.pids}",
+            "process": f"{' '.join(spec.arguments)} uid={spec.uid} gid={spec.gid} pids={spec.pids}-{spec.most_pids}",
             "mounts": mounts_text(all_mounts(spec)),
             "files": files_text(spec.root_files, spec.links),
         }

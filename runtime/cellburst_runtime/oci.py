@@ -44,8 +44,9 @@ def visible_cpus(spec: ContainerSpec) -> int:
 
 
 def host_limits(spec: ContainerSpec) -> Limits:
-    """Limits of the container's group on the host; pids above what RLIMIT_NPROC permits inside."""
-    return Limits(spec.memory_mib, spec.cpu, spec.pids * HOST_TASKS_PER_PROCESS + HOST_TASKS_FIXED)
+    """Limits of the container's group on the host; pids above what RLIMIT_NPROC may be raised to inside."""
+    most = max(spec.pids, spec.most_pids)
+    return Limits(spec.memory_mib, spec.cpu, most * HOST_TASKS_PER_PROCESS + HOST_TASKS_FIXED)
 
 
 def all_mounts(spec: ContainerSpec) -> list[Mount]:
@@ -108,7 +109,7 @@ def config(spec: ContainerSpec, *, cgroup_path: str, network_namespace: str, uid
             "capabilities": {},
             "noNewPrivileges": True,
             "rlimits": [
-                _rlimit("RLIMIT_NPROC", spec.pids),
+                _rlimit("RLIMIT_NPROC", spec.pids, hard=max(spec.pids, spec.most_pids)),
                 _rlimit("RLIMIT_NOFILE", OPEN_FILES),
                 _rlimit("RLIMIT_FSIZE", FILE_SIZE_BYTES),
                 _rlimit("RLIMIT_CORE", 0),
@@ -171,8 +172,8 @@ def _mount(mount: Mount, uid: int, gid: int) -> dict[str, Any]:
     return {"destination": mount.destination, "type": "tmpfs", "source": "tmpfs", "options": options}
 
 
-def _rlimit(name: str, value: int) -> dict[str, Any]:
-    return {"type": name, "hard": value, "soft": value}
+def _rlimit(name: str, value: int, hard: int | None = None) -> dict[str, Any]:
+    return {"type": name, "hard": hard or value, "soft": value}
 
 
 def _device(node: str) -> dict[str, Any]:

@@ -116,11 +116,16 @@ def test_a_segmentation_fault(kernel: Kernel) -> None:
 def test_a_fork_bomb_meets_a_limit(kernel: Kernel) -> None:
     code = (
         "import os, signal, time\nkids = []\ntry:\n    while True:\n        pid = os.fork()\n        if pid == 0:\n            signal.pause()\n"
-        "        kids.append(pid)\nexcept OSError as e:\n    print('refused', e.errno, len(kids) > 10)\nfor k in kids:\n    os.kill(k, 9)"
+        "        kids.append(pid)\nexcept OSError as e:\n    print('refused', e.errno, len(kids) > 10)\nfor k in kids:\n    os.kill(k, 9)\n    os.waitpid(k, 0)"
     )
-    ran = kernel.check("%%modal\n" + code)
+    ran = kernel.check("%%modal memory=2GiB\n" + code)
     assert "refused 11 True" in ran.text
-    assert kernel.check("%%modal\nprint('alive')").text.endswith("alive\n")
+    threads = (
+        "import resource, threading\nresource.setrlimit(resource.RLIMIT_NPROC, (200, 1024))\nover = threading.Event()\n"
+        "for _ in range(150):\n    threading.Thread(target=over.wait).start()\n"
+        "print(threading.active_count() > 150)\nover.set()\ndel over"
+    )
+    assert "True\n" in kernel.check("%%modal memory=2GiB\n" + threads).text  # who needs more threads raises the limit
 
 
 def test_filling_memory_ends_with_the_reason(kernel: Kernel) -> None:

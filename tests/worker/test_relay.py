@@ -148,8 +148,8 @@ async def test_a_full_spool_stops_the_writer_and_not_the_memory(setup: Setup) ->
 
 async def test_completion_is_answered_while_a_cell_runs(setup: Setup) -> None:
     container = await setup.ready()
-    await container.run("call-1", "alphabet = 1\nimport time\ntime.sleep(60)")
-    await container.until(m.CellStarted, "call-1")
+    await container.run("call-1", "alphabet = 1\nimport time\nprint('set')\ntime.sleep(60)")
+    await container.wait(lambda: "set" in container.text("call-1"))  # a cell that is started has not run its first line
     reply, _ = await container.ask("complete", code="alpha", cursor_pos=5)
     assert reply.error is None and "alphabet" in reply.content["matches"]  # type: ignore[operator]
     mac.verify(mac.value_key(MASTER_KEY, reply.id), f"side:{reply.id}", reply.groups, reply.mac)
