@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import shutil
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
@@ -38,6 +37,7 @@ from cellburst_runtime.snapshot_manifest import CHECKPOINT, NAMES, STORE, LiveFi
 from cellburst_runtime.snapshots import Draft
 
 from . import park_memory, parked_sealed
+from .behind import HashBehind, flush_behind
 from .body import Body, start_message
 from .early import Copies
 from .parked_names import NamesFolder, keep, known_hashes, lost_names, names_bytes
@@ -45,8 +45,8 @@ from .site import Prepared, Running
 
 FREEZE_SECONDS = 300.0  # pickling 1 GB of names by a slow `__reduce__`; hooks of before
 DETACH_SECONDS = 10.0
-FLUSH_SECONDS = 0.05
 SHOWN_FILES = 3
+PAGES = "pages.img"  # of a checkpoint: nearly all of it, and written by runsc from beginning to end
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,7 @@ class Parking:
         self._gone = False  # the container's processes are: only the draft has what they were
         self._notes: list[str] = []
         self._steps: dict[str, float] = {}
+        self._known: dict[str, str] = {}  # hashes of the draft's files, by path, that the seal need not take
 
     async def run(self) -> ContainerParked:
         """Put it away. Raises the error tree and OSError: it was not, see `thawed`. When cancelled nothing is kept."""
@@ -258,7 +259,7 @@ class Parking:
             raise error(ErrorCode.UNAVAILABLE, f"the runner did not close its socket within {DETACH_SECONDS:g} s")
         folder = draft.folder / CHECKPOINT
         folder.mkdir(mode=0o700, exist_ok=True)
-        flushing = asyncio.create_task(_flush(folder))
+        flushing = asyncio.create_task(flush_behind(folder))
         container, key = self._running.container, self._request.park_key
         try:
             if key:
@@ -268,7 +269,13 @@ class Parking:
                     self._prepared.folder, folder, key, memory_bytes, hidden, self._take_checkpoint
                 )
             else:
-                await container.checkpoint(folder)
+                pages = HashBehind(folder / PAGES)
+                try:
+                    await container.checkpoint(folder)
+                finally:
+                    content_hash = await finish(asyncio.to_thread(pages.finish))
+                if content_hash:
+                    self._known[f"{CHECKPOINT}/{PAGES}"] = content_hash
         except CheckpointFailed as why:
             if why.still_running:
                 raise
@@ -327,7 +334,8 @@ class Parking:
     async def _commit(self, draft: Draft, manifest: Manifest) -> Manifest:
         try:
             with self._step("seal"):
-                return await finish(asyncio.to_thread(draft.commit, manifest, known_hashes(manifest.names, NAMES)))
+                known = {**self._known, **known_hashes(manifest.names, NAMES)}
+                return await finish(asyncio.to_thread(draft.commit, manifest, known))
         except asyncio.CancelledError:
             with contextlib.suppress(OSError):
                 await finish(asyncio.to_thread(self._site.runtime.snapshots.remove, "session", self.id))
@@ -355,19 +363,6 @@ class Parking:
         with contextlib.suppress(OSError):  # what it freed may not have come back yet: it has more for a while
             running.container.spare_memory(0)
         return True
-
-
-async def _flush(folder: Path) -> None:
-    """Bring to disk what the engine writes, while it writes: the seal then has little to wait for."""
-    while True:
-        await finish(asyncio.to_thread(_flush_files, folder))
-        await asyncio.sleep(FLUSH_SECONDS)
-
-
-def _flush_files(folder: Path) -> None:
-    for path in folder.iterdir():
-        with contextlib.suppress(OSError), open(path, "rb") as file:  # it is tried again, and told, by the seal
-            os.fdatasync(file.fileno())
 
 
 def parked_info(manifest: Manifest) -> ParkedInfo:

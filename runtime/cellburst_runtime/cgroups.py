@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from .cgroup_moves import own_procs
 from .proc import kill_all, kill_until_none
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
@@ -89,6 +90,13 @@ class Cgroups:
         roots = [self.root] if self.version == 2 else list(self.root.iterdir()) if self.version else []
         parents = [base / PARENT for base in roots if (base / PARENT).is_dir()]
         return {entry.name for parent in parents for entry in parent.iterdir() if entry.is_dir()}
+
+    def own_procs(self) -> Path | None:
+        """`cgroup.procs` of this process's own group, None where there is none."""
+        try:
+            return own_procs(self.root, self.version, Path("/proc/self/cgroup").read_text())
+        except OSError:
+            return None
 
     def _make_parent(self) -> None:
         if self.version == 1:

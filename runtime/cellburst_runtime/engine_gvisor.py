@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
 import os
 import platform
@@ -24,6 +25,7 @@ from typing import Protocol
 from cellburst_protocol.errors import CellburstError, ErrorCode, error
 from cellburst_protocol.messages import EngineInfo
 
+from .cgroup_moves import QuickMoves
 from .cgroups import Cgroup, Cgroups
 from .engine import Container, ContainerSpec
 from .engine_base import finish
@@ -47,6 +49,8 @@ _STARTED = ("running", "stopped")  # `status` in runsc's state file, after "crea
 # On newer kernels every network namespace shows this folder, and runsc of 2024 takes one that does for the host's own
 # and refuses it. It is hidden from runsc by an empty mount in a mount namespace of its own.
 _HIDDEN_FROM_RUNSC = "/proc/sys/net/core"
+
+log = logging.getLogger(__name__)
 
 
 class ContainerNetwork(Protocol):
@@ -109,6 +113,7 @@ class GvisorEngine:
         self._no_network = no_network
         self._no_limits = no_limits or ("without root the kernel's limits cannot be set" if settings.rootless else "")
         self._remover = Remover(cgroups, networks)
+        self._quick_moves = QuickMoves(cgroups.own_procs())
         self.info = EngineInfo(
             name="gvisor",
             isolates=True,
@@ -161,10 +166,12 @@ class GvisorEngine:
             "files": files_text(spec.root_files, spec.links),
         }
 
-    def begin_network(self, container_id: str) -> None:
-        """Start making a container's network, for `start`, while its folder is made: as many steps as all the rest. Its record
-        says `network` by now, so that its removal finds it."""
-        if self._networks is not None:
+    def begin(self, container_id: str, *, network: bool) -> None:
+        """Start what `start` would wait for while the container's folder is made: its network, as many steps as all the rest (its
+        record says `network` by now, so that its removal finds it), and the wait of its first move into a group."""
+        if not self._no_limits:
+            self._quick_moves.expect()
+        if network and self._networks is not None:
             self._networks.begin(container_id)
 
     async def start(self, spec: ContainerSpec, checkpoint: Path | None = None) -> Container:
@@ -224,9 +231,7 @@ class GvisorEngine:
         container.network = "outbound" if has_network else "none"
         container.notes = notes
         try:
-            await self._until_running(
-                spec, child, START_SECONDS if checkpoint is None else _restore_seconds(checkpoint)
-            )
+            await self._until_running(spec, child, checkpoint)
         except BaseException:
             await finish(container.abandon())
             raise
@@ -266,9 +271,11 @@ class GvisorEngine:
         # The folder to hide is another one in each network namespace.
         return [find_program("nsenter") or "nsenter", f"--net={namespace}", *private]
 
-    async def _until_running(self, spec: ContainerSpec, child: Child, seconds: float) -> None:
+    async def _until_running(self, spec: ContainerSpec, child: Child, checkpoint: Path | None) -> None:
         """Return when runsc's state file says so, or when it has ended already: `wait` then says how."""
         state = self._settings.root / f"{spec.id}_sandbox:{spec.id}.state"
+        seconds = START_SECONDS if checkpoint is None else _restore_seconds(checkpoint)
+        failed = _start_error if checkpoint is None else _restore_error
         try:
             async with asyncio.timeout(seconds):
                 while not _is_running(state):
@@ -276,10 +283,10 @@ class GvisorEngine:
                         # Its state file went with it: a container may be over before anyone has looked.
                         if (spec.folder / "engine" / _PID_FILE).exists() and await child.wait() != _RUNSC_FAILED:
                             return
-                        raise _start_error(spec, await child.output())
+                        raise failed(spec, await child.output())
                     await asyncio.sleep(_POLL_SECONDS)
         except TimeoutError:
-            raise _start_error(spec, f"runsc did not start it within {seconds:g} s") from None
+            raise failed(spec, f"runsc did not start it within {seconds:g} s") from None
 
     async def _undo(self, spec: ContainerSpec, record: ContainerRecord) -> None:
         """After a failed start: end and remove all that was made, but for what the caller made in the folder."""
@@ -307,8 +314,19 @@ def _start_error(spec: ContainerSpec, reason: str) -> CellburstError:
     )
 
 
+def _restore_error(spec: ContainerSpec, said: str) -> CellburstError:
+    """What runsc says of a restore is of its own insides: for the log, and the start goes on without this checkpoint."""
+    log.warning("gVisor refused a restore", extra={"container": spec.id, "said": said})
+    full = "no space left" in said.lower()
+    return error(
+        ErrorCode.DISK_FULL if full else ErrorCode.START_FAILED,
+        f"gVisor {'had no space' if full else 'refused'} to restore container {spec.id}: what it said is in the worker's log",
+        next="free disk space on the worker's machine" if full else "",
+    )
+
+
 def _without_traces(reason: str) -> str:
-    """What runsc says before the traces of its goroutines, if it panicked: a truncated checkpoint makes it."""
+    """What runsc says before the traces of its goroutines, if it panicked."""
     said, panic, _ = reason.partition("goroutine ")
     return said.strip()[:_MOST_REASON_LETTERS] if panic else reason
 
