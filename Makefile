@@ -19,7 +19,7 @@ lab: setup  ## JupyterLab on examples/
 
 test:  ## set-up and all tests
 	@scripts/setup.sh test
-	@$(PYTHON) -m pytest -q
+	@scripts/test.sh
 
 bench: setup  ## measure against the peers in the same run; writes docs/benchmarks.md
 	@$(PYTHON) -m bench

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# All tests, in two runs at once. Those with sandboxes, networks or a browser wait for most of their time; all others run
+# beside them, at a lower priority so that they do not slow them. What the others printed follows at the end.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+real="gvisor or netns or browser"
+log=$(mktemp)
+trap 'kill "$others" 2>/dev/null; wait "$others" 2>/dev/null; rm -f "$log"' EXIT
+trap 'exit 130' INT TERM
+
+nice -n 10 .venv/bin/python -m pytest -q -m "not ($real)" >"$log" 2>&1 &
+others=$!
+.venv/bin/python -m pytest -q -m "$real"
+status=$?
+wait "$others"
+others_status=$?
+echo "── the tests without sandboxes, networks or a browser ──"
+cat "$log"
+[ "$status" = 0 ] && [ "$others_status" = 0 ]
