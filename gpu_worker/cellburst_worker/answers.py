@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-from cellburst_protocol.errors import ErrorCode, error
+from cellburst_protocol.errors import ErrorCode, ErrorInfo, PlatformError, error
 from cellburst_protocol.framing import Buffer
 from cellburst_protocol.messages import Message, RunnerFrozen, RunnerHello, RunnerNamesLoaded, RunnerReady
 from cellburst_protocol.runner_wire import Incoming
 from cellburst_runtime.engine import Container, ContainerExit
 
+from .endings import how
 from .runner_link import RunnerLink
 
 ANSWERS = (RunnerReady, RunnerFrozen, RunnerNamesLoaded)
@@ -36,6 +37,15 @@ class Answers:
         future = self._waiting.pop(type(incoming.message), None)
         if future is not None and not future.done():
             future.set_result((incoming.message, incoming.buffers))
+
+
+class Ended(PlatformError):
+    """A container ended instead of answering. `plain`: the message without what its engine and runner printed last."""
+
+    def __init__(self, doing: str, exit: ContainerExit, why: str) -> None:
+        said = f"the container ended while it {doing}"
+        super().__init__(ErrorInfo(code=ErrorCode.START_FAILED, message=f"{said}: {why}"))
+        self.plain = f"{said} ({how(exit)})"
 
 
 class Talk:
@@ -80,7 +90,7 @@ class Talk:
                 return future.result()
             if exited.done():
                 why = await self._on_exit(exited.result())
-                raise error(ErrorCode.START_FAILED, f"the container ended while it {self._doing}: {why}")
+                raise Ended(self._doing, exited.result(), why)
             raise error(ErrorCode.START_FAILED, f"the container is up but {what} within {seconds:g} s")
         finally:
             exited.cancel()

@@ -44,10 +44,14 @@ def of_exit(exit: ContainerExit, memory_mib: int, peak_bytes: int | None, pids: 
     )
 
 
+def how(exit: ContainerExit) -> str:
+    """By what it ended."""
+    return f"signal {exit.signal}" if exit.signal else f"exit code {exit.exit_code}"
+
+
 def exit_text(exit: ContainerExit) -> str:
-    """How it ended, in words."""
-    how = f"signal {exit.signal}" if exit.signal else f"exit code {exit.exit_code}"
-    return f"{how}: {exit.detail}" if exit.detail else how
+    """How it ended, and what was printed last."""
+    return f"{how(exit)}: {exit.detail}" if exit.detail else how(exit)
 
 
 def of_silence(seconds: float) -> Ending:

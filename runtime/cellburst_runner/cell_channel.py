@@ -96,8 +96,9 @@ class Sender:
             except OSError:
                 return  # the parent is gone, and with it everyone who could show this
 
-    def relay_child(self) -> None:
-        """Take one packet of a child from `from_children` and send what it completes. In the parent's stream thread."""
+    def relay_child(self) -> int:
+        """Take one packet of a child from `from_children` and send what it completes; the packet's size in bytes. In the
+        parent's stream thread."""
         packet = self.from_children.recv(_FRAGMENT.size + FRAGMENT_BYTES)
         pid, number, last = _FRAGMENT.unpack_from(packet)
         whole = self._partial.pop((pid, number), b"") + packet[_FRAGMENT.size :]
@@ -106,3 +107,4 @@ class Sender:
             self.drain()
         elif len(whole) <= wire.MAX_MESSAGE_BYTES:
             self._partial[pid, number] = whole
+        return len(packet)

@@ -22,6 +22,7 @@ from tornado import ioloop
 
 from . import wire
 from .cell_channel import Sender
+from .cell_shell import read_to_the_end
 from .cell_streams import CellPubThread, Pump
 
 # the local kernel says these itself
@@ -153,5 +154,6 @@ def make_app(sender: Sender, pipes: dict[str, int]) -> CellKernelApp:
     app = CellKernelApp.instance(sender, Pump(sender, pipes))
     app.config.HistoryManager.hist_file = ":memory:"
     app.initialize([])
+    read_to_the_end()
     sys.modules.pop("debugpy", None)  # kept out until here (see __main__); user code may import it
     return app

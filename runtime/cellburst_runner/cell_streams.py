@@ -25,7 +25,8 @@ from .cell_channel import Sender
 
 FLUSH_SECONDS = 0.01  # a printed line is on its way within 10 ms (ipykernel's own interval is 0.2 s)
 FULL_BYTES = 256 * 1024  # a stream with so much text is flushed by its writer, so that the writer waits for the reader
-QUIET_SECONDS = 0.05  # at the end of a cell: how long to wait for the pump to take what lies in the pipes
+QUIET_SECONDS = 2.0  # at the end of a cell: how long to wait for the pump to take what was written to it
+READ_BYTES = 65536
 
 
 class CellPubThread(IOPubThread):
@@ -62,6 +63,8 @@ class Pump:
         self._pipes = pipes
         self._streams: dict[str, CellStream] = {}
         self._decoders = {n: codecs.getincrementaldecoder("utf-8")("replace") for n in pipes}
+        self._sources = {**pipes, "children": sender.from_children.fileno()}
+        self._taken = dict.fromkeys(self._sources, 0)  # bytes that are in the streams, or sent
         self._busy = False
         self._flush_at: Optional[float] = None
         self._wake_read, self._wake_write = os.pipe()
@@ -86,17 +89,21 @@ class Pump:
                 pass  # so full of wake-ups that it wakes anyway
 
     def wait_quiet(self) -> None:
-        """Return when the pipes are empty and what was in them is in the streams, or after QUIET_SECONDS."""
+        """Return when what programs and forked children have written until now is in the streams or sent, or after
+        QUIET_SECONDS. What is written meanwhile, by one that goes on, is not waited for."""
+        if self._quiet():
+            return
+        # What was read and is in no stream yet is at most one reading.
+        until = {name: _bytes_in(source) + self._taken[name] + READ_BYTES for name, source in self._sources.items()}
         deadline = time.monotonic() + QUIET_SECONDS
         while not self._quiet() and time.monotonic() < deadline:
+            if all(self._taken[name] >= count for name, count in until.items()):
+                return
             time.sleep(0.0005)
 
     def _quiet(self) -> bool:
         # the pump is busy from before it reads until the text is in the stream, so this order misses nothing
-        for pipe in self._pipes.values():
-            if struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, b"\0\0\0\0"))[0]:
-                return False
-        return not self._busy
+        return not any(map(_bytes_in, self._sources.values())) and not self._busy
 
     def _run(self) -> None:
         selector = selectors.DefaultSelector()
@@ -112,7 +119,7 @@ class Pump:
                 if key.fileobj == self._wake_read:
                     os.read(self._wake_read, 4096)
                 elif key.fileobj is self._sender.from_children:
-                    self._sender.relay_child()
+                    self._relay()
                 else:
                     self._take(names[key.fd])
             if self._flush_at is not None and time.monotonic() >= self._flush_at:
@@ -120,19 +127,32 @@ class Pump:
                 for stream in list(self._streams.values()):
                     stream.flush()
 
+    def _relay(self) -> None:
+        self._busy = True
+        try:
+            self._taken["children"] += self._sender.relay_child()
+        finally:
+            self._busy = False
+
     def _take(self, name: str) -> None:
         self._busy = True
         try:
-            data = os.read(self._pipes[name], 65536)
+            data = os.read(self._pipes[name], READ_BYTES)
             stream = self._streams.get(name)
             text = self._decoders[name].decode(data)
             if stream is not None and text:
                 stream.write(text)
                 stream.flush()  # at once: when this process dies, the supervisor only finds what is still in the pipe
+            self._taken[name] += len(data)
         except BlockingIOError:
             pass  # the supervisor took it: this process had been silent for long
         finally:
             self._busy = False
+
+
+def _bytes_in(source: int) -> int:
+    count: int = struct.unpack("i", fcntl.ioctl(source, termios.FIONREAD, b"\0\0\0\0"))[0]
+    return count
 
 
 class CellStream(OutStream):

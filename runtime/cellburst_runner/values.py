@@ -196,6 +196,9 @@ class ValueStore:
 
     def _pack(self, name: str, stayed: Optional[List[Dict[str, Any]]] = None) -> Optional[values_share.Packed]:
         try:
+            if self.namespace[name] is self.namespace:
+                # dill would write it as a mere reference, if what another pickler met first in it was not a lock
+                raise TypeError("it is the table of all names")
             packed = values_share.pack_one(name, self.namespace[name], self.namespace)
         except Exception as why:  # a reducer is the user's code and may raise anything
             if stayed is not None:
@@ -264,7 +267,11 @@ class ValueStore:
             group.values = {}
             return group
         values = {n: contents.get(n, self.namespace[n]) for n in group.names}
-        made = values_share.Packed(group.names, *values_pickle.write(values, self.namespace, group.flats, named))
+        try:
+            made = values_share.Packed(group.names, *values_pickle.write(values, self.namespace, group.flats, named))
+        except Exception:  # only dill could write it, or a reducer that answered once does not again: as it was then
+            group.values = {}
+            return group
         made.values = contents  # alive until it is sent
         return made
 

@@ -7,6 +7,7 @@ a session never dies of a checkpoint, and nothing runs in it between the checkpo
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from cellburst_protocol.errors import ErrorCode, ErrorInfo
@@ -17,6 +18,8 @@ from .tools import CommandResult, run_command
 
 CHECKPOINT_SECONDS = 60.0  # at least; 1 GB takes 1 s on a quick disk
 CHECKPOINT_BYTES_PER_SECOND = 50_000_000  # of the slowest disk that is waited for
+
+log = logging.getLogger(__name__)
 
 
 class GvisorContainer(ContainerBase):
@@ -53,15 +56,16 @@ class GvisorContainer(ContainerBase):
 
 
 def _why(container_id: str, result: CommandResult) -> ErrorInfo:
+    """For a person: what runsc says is of its own insides, and goes to the log."""
+    what = {"container": container_id, "exit_code": result.exit_code, "said": result.errors}
+    log.warning("gVisor did not write a checkpoint", extra=what)
     if "no space left" in result.errors.lower():
         return ErrorInfo(
             code=ErrorCode.DISK_FULL, message=f"no space is left for a checkpoint of container {container_id}",
             next="free disk space on the worker's machine",
         )  # fmt: skip
-    lines = [line.strip() for line in result.errors.splitlines() if line.strip()]
-    panic = next((line for line in lines if "panic" in line), "")
     return ErrorInfo(
         code=ErrorCode.UNAVAILABLE,
-        message=f"container {container_id} could not be checkpointed: {panic or result.reason()}",
+        message=f"gVisor could not checkpoint container {container_id}: what it said is in the worker's log",
         next="close sockets to other machines in the session",
     )

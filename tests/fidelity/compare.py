@@ -105,9 +105,11 @@ def _change(client: Any, comm_id: str, value: int, subshell: bool) -> None:
 def _merge(events: list[dict[str, Any]]) -> list[Any]:
     """Streams joined between other outputs (how text is cut into messages is no promise), the rest in order.
 
-    A widget's own traffic is compared by what models exist and how they end: how updates are batched is no promise.
+    A widget's own traffic is compared by what models exist and how they end: how updates are batched is no promise. Prompts
+    are a list of their own: they come on another channel, and a plain kernel's may overtake the text before them.
     """
     merged: list[Any] = []
+    prompts: list[Any] = []
     text: dict[str, str] = {}
     models: dict[str, dict[str, Any]] = {}
 
@@ -126,10 +128,14 @@ def _merge(events: list[dict[str, Any]]) -> list[Any]:
         elif kind in ("comm_msg", "comm_close"):
             state = content["data"].get("state", {}) if kind == "comm_msg" else {"closed": True}
             models.setdefault(content["comm_id"], {}).update(state)
+        elif kind == "input_request":
+            prompts.append(normal(content))
         elif kind not in _DROPPED:
             close()
             merged.append([kind, normal(_without_images(content))])
     close()
+    if prompts:
+        merged.append(["prompts", prompts])
     if models:
         merged.append(["models", normal([_model(state) for state in models.values()])])
     return merged

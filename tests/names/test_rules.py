@@ -301,6 +301,22 @@ def test_what_only_dill_can_write_travels_too(notebook: Notebook) -> None:
     assert notebook.ns["v"] == 5
 
 
+def test_what_only_dill_can_write_comes_home_beside_what_the_kernel_has(notebook: Notebook) -> None:
+    notebook.local("seen = []")
+    notebook.modal(
+        "import weakref\nclass N:\n    pass\nn = N(); n.v = 5; held = {'n': n, 'r': weakref.ref(n)}\nseen.append(1)"
+    )
+    assert notebook.ns["held"]["r"]().v == 5 and notebook.ns["seen"] == [1]
+
+
+def test_the_table_of_names_stays_there(notebook: Notebook) -> None:
+    notebook.local("seen = []")
+    (line,) = notebook.modal("ns = globals(); seen.append(1)")
+    assert line == "stayed there: ns, because a dict cannot be pickled (TypeError: it is the table of all names)"
+    notebook.modal("many = len(ns) > 1; ns['seen'].append(2)")
+    assert notebook.ns["many"] is True and isinstance(notebook.ns["ns"], Remote)
+
+
 def test_an_open_file_is_refused_and_not_read(notebook: Notebook, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("x")
     with (tmp_path / "text").open() as notebook.ns["log"], pytest.raises(CellburstError, match="send its path"):

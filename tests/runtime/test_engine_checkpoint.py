@@ -155,7 +155,9 @@ async def test_a_checkpoint_that_fails_leaves_it_running(talks: Talks, small_dis
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "pages missing"])
-async def test_a_checkpoint_that_cannot_be_restored(talks: Talks, damage: str) -> None:
+async def test_a_checkpoint_that_cannot_be_restored(
+    talks: Talks, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     image = await talks.image("image")
     if damage == "truncated":
         state = image / "checkpoint.img"
@@ -168,7 +170,9 @@ async def test_a_checkpoint_that_cannot_be_restored(talks: Talks, damage: str) -
     with pytest.raises(PlatformError) as failed:
         await talks.start(spec, image)
     assert failed.value.code == ErrorCode.START_FAILED
-    assert len(str(failed.value)) < 500, "a panic's traces are nothing for a user"
+    told = f"gVisor refused to restore container {spec.id}: what it said is in the worker's log"
+    assert str(failed.value) == told, "its own words, and a panic's traces, are nothing for a user"
+    assert [bool(record.__dict__["said"]) for record in caplog.records if "said" in record.__dict__] == [True]
     assert [trace for trace in traces(spec.id, spec.folder) if not trace.startswith("folder")] == []
     _, talk = await talks.start(spec)  # the same folder, booted
     assert await talk.ask("_ = 'x' in globals()") is False

@@ -9,8 +9,10 @@ from cellburst_protocol.messages import GpuShown, Inventory
 from cellburst_protocol.states import EndReason
 from cellburst_runtime.engine import ContainerExit
 from cellburst_worker import endings
+from cellburst_worker.answers import Ended
 from cellburst_worker.calls import MAX_ENDED, Calls
 from cellburst_worker.leases import Lease, LeaseBook
+from cellburst_worker.starting import _in_words
 from cellburst_worker.timeouts import KILL_AFTER_SECONDS, CallLimit
 from cellburst_worker.usage import CpuMeter
 
@@ -102,5 +104,11 @@ def test_endings_say_reason_and_limit() -> None:
     assert "512 MiB" in oom.error.message and "500 MiB" in oom.error.message and "1024MiB" in oom.error.next
     pids = endings.of_exit(ContainerExit(2, None, "pids"), 512, None, 100)
     assert pids.reason is EndReason.PIDS_LIMIT and pids.error is not None and "100 processes" in pids.error.message
+    ended = Ended("started", exit := ContainerExit(2, None, "exit", "goroutine 1"), endings.exit_text(exit))
+    assert ended.info.message == "the container ended while it started: exit code 2: goroutine 1"
+    assert (
+        _in_words(ended)
+        == "the container ended while it started (exit code 2): what was printed is in the worker's log"
+    )
     lost = endings.of_exit(ContainerExit(None, 9, "killed"), 512, None, 100)
     assert lost.reason is EndReason.CONTAINER_LOST and lost.error is not None and "signal 9" in lost.error.message

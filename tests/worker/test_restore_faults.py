@@ -20,12 +20,18 @@ from tests.worker.test_parking_gvisor import House, cell, house, until
 
 pytestmark = pytest.mark.gvisor
 
-# A runsc that never comes back from a restore while the file `hang` is there; it counts what it was asked.
+# A runsc that never comes back from a restore while the file `hang` is there, and cannot do it while `refuse` is; it counts
+# what it was asked.
 HANGING = """#!/bin/sh
 for argument in "$@"; do
     if [ "$argument" = restore ] && [ -e {folder}/hang ]; then
         echo asked >> {folder}/asked
         exec sleep 3600
+    fi
+    if [ "$argument" = restore ] && [ -e {folder}/refuse ]; then
+        echo asked >> {folder}/asked
+        echo "panic: deep inside" >&2
+        exit 128
     fi
 done
 exec {runsc} "$@"
@@ -39,7 +45,7 @@ def details(ready: m.ContainerReady, name: str) -> list[str]:
 
 @pytest.fixture
 def hanging(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder: what is restored hangs while the file `hang` is in it, and adds a line to `asked`."""
+    """A folder: what is restored hangs while the file `hang` is in it, fails while `refuse` is, and adds a line to `asked`."""
     folder = short_path / "wrapped"
     folder.mkdir()
     program = folder / "runsc"
@@ -50,7 +56,7 @@ def hanging(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 async def test_a_restore_that_hangs_falls_back_with_the_names_and_is_not_tried_for_ever(
-    short_path: Path, hanging: Path
+    short_path: Path, hanging: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with house(short_path, limits=Limits(restore_seconds=0.5)) as h:
         container, _ = await h.ready("c0")
@@ -59,10 +65,18 @@ async def test_a_restore_that_hangs_falls_back_with_the_names_and_is_not_tried_f
         for n in range(1, MOST_FAILURES + 1):
             event = await h.park(container, f"p{n}")
             assert event.parked.kind == "snapshot"
+            if n == 2:
+                (hanging / "hang").rename(hanging / "refuse")
             container, ready = await h.ready(f"c{n}", parked=f"p{n}")
             assert ready.start == "names" and ready.lost == []
             (said,) = details(ready, "restore")
-            assert said.startswith("snapshot unusable: it was not up within"), said
+            if n == 2:  # refused, in words that are for the log alone
+                told = f"gVisor refused to restore container c{n}: what it said is in the worker's log"
+                assert said == f"snapshot unusable: {told}"
+                assert "panic: deep inside" in [getattr(record, "said", "") for record in caplog.records]
+                (hanging / "refuse").rename(hanging / "hang")
+            else:
+                assert said.startswith("snapshot unusable: it was not up within"), said
             assert [phase.name for phase in ready.phases] == ["image", "restore", "boot", "enter", "values"]
             # What was written and the names are there, and what is run next is run.
             assert (

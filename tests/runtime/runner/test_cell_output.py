@@ -82,6 +82,67 @@ async def test_magics_payloads_and_shell_escapes(tmp_path: Path) -> None:
         assert (await worker.run("%matplotlib --list")).done.status == "ok"
 
 
+# What a command writes when pexpect has found nothing to read, and before it asks whether the command lives.
+LAST_WORDS = """
+import os, pexpect
+os.mkfifo('go')
+plain, asked = pexpect.spawn.isalive, []
+def isalive(command):
+    asked.append(1)
+    if len(asked) == 2:
+        with open('go', 'w') as go:
+            go.write('last words')
+        os.waitid(os.P_PID, command.pid, os.WEXITED | os.WNOWAIT)
+    return plain(command)
+pexpect.spawn.isalive = isalive
+try:
+    !cat go; [ -t 1 ] && echo " to a terminal"; exit 3
+finally:
+    pexpect.spawn.isalive = plain
+print(_exit_code, len(asked) > 2)
+"""
+
+# The stream thread has its turn only 0.2 s after the cell's own code, by a clock that counts what is slept.
+LATE_TURN = """
+import os, sys, threading, types
+from cellburst_runner import cell_streams
+turn, real, slept = threading.Event(), cell_streams.time, []
+def sleep(seconds):
+    slept.append(seconds)
+    if sum(slept) >= 0.2:
+        turn.set()
+        real.sleep(seconds)
+cell_streams.time = types.SimpleNamespace(sleep=sleep, monotonic=lambda: sum(slept))
+def late(of, name):
+    plain = getattr(of, name)
+    def in_its_turn(*arguments):
+        turn.wait(30)
+        delattr(of, name)
+        return plain(*arguments)
+    setattr(of, name, in_its_turn)
+"""
+OF_A_PROGRAM = """
+late(sys.stdout, 'write')
+os.write(1, b'the last line')
+None
+"""
+OF_A_CHILD = """
+turn.clear(), slept.clear(), late(sys.stdout.session.sender, 'relay_child')
+if not (pid := os.fork()):
+    print("a child's line")
+    os._exit(0)
+os.waitpid(pid, 0)
+None
+"""
+
+
+async def test_what_a_command_wrote_last_is_shown(tmp_path: Path) -> None:
+    async with started(tmp_path) as worker:
+        assert (await worker.run(LAST_WORDS)).text() == "last words to a terminal\r\n3 True\n"
+        assert (await worker.run(LATE_TURN + OF_A_PROGRAM)).text() == "the last line"
+        assert (await worker.run(OF_A_CHILD)).text() == "a child's line\n"
+
+
 async def test_output_below_python_is_out_before_the_cell_is_done(tmp_path: Path) -> None:
     code = """
 import os, subprocess, sys
