@@ -23,10 +23,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 from cellburst_protocol.errors import CellburstError, ErrorCode, error
-from cellburst_protocol.network_file_systems import MAX_DEPTH, SharedEntries, SharedRow
+from cellburst_protocol.network_file_systems import MAX_DEPTH, SharedEntries, SharedRow, SharedSize
 from cellburst_protocol.volumes import check_name, check_path, shown
 
-from .shared_trees import FOLDER, entry_of, list_tree, remove_trees
+from .shared_trees import FOLDER, entry_of, list_tree, remove_trees, size_of_tree
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,15 @@ class NetworkFileSystems:
             aside = self._draft(workspace)
             root.rename(aside)  # at once, for whoever looks; who has it bound keeps an empty folder
         self.sweep()
+
+    def size(self, workspace: str, name: str) -> SharedSize:
+        """What its files hold together. Raises RequestError (NOT_FOUND)."""
+        with disk_told():
+            top = os.open(self._root(workspace, name), FOLDER)
+            try:
+                return size_of_tree(top)
+            finally:
+                os.close(top)
 
     def entries(self, workspace: str, name: str, path: str, *, recursive: bool) -> SharedEntries:
         """What lies in a folder, by path; a file or link by itself. Raises RequestError (NOT_FOUND, TOO_LARGE)."""

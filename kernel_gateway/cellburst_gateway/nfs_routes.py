@@ -96,6 +96,16 @@ class SharedRoute(_SharedBase):
         self.answer({})
 
 
+class SharedSizeRoute(_SharedBase):
+    """What one holds."""
+
+    lists_only = True
+
+    async def get(self, name: str) -> None:
+        """Look at all of it."""
+        self.answer(await asyncio.to_thread(self.all.size, self.workspace, name))
+
+
 class SharedEntriesRoute(_SharedBase):
     """What lies in one."""
 
@@ -210,6 +220,7 @@ def nfs_routes(base: dict[str, Any]) -> list[tuple[str, type[Base], dict[str, An
     return [
         (r"/nfs", SharedsRoute, base),
         (r"/nfs/([^/]*)", SharedRoute, base),
+        (r"/nfs/([^/]*)/size", SharedSizeRoute, base),
         (r"/nfs/([^/]*)/entries", SharedEntriesRoute, base),
         (r"/nfs/([^/]*)/file", SharedFileRoute, base),
     ]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cellburst_protocol.errors import ErrorCode, error
-from cellburst_protocol.network_file_systems import MAX_DEPTH, MAX_ENTRIES, SharedEntry
+from cellburst_protocol.network_file_systems import MAX_DEPTH, MAX_ENTRIES, MAX_SIZED, SharedEntry, SharedSize
 from cellburst_protocol.volumes import shown
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -55,6 +55,34 @@ def list_tree(top: int, base: str, *, recursive: bool) -> list[SharedEntry]:
         finally:
             os.close(folder)
     return found
+
+
+def size_of_tree(top: int) -> SharedSize:
+    """What the files below an open folder hold together; of many, and below deep folders, of some. Raises OSError."""
+    size, files, looked, whole = 0, 0, 0, True
+    waiting: list[tuple[str, ...]] = [()]
+    while waiting:
+        parts = waiting.pop()
+        try:
+            folder = _opened(top, parts)
+        except OSError:
+            if not parts:
+                raise
+            continue
+        try:
+            for _, name, status in _entries(folder, ""):
+                if looked == MAX_SIZED:
+                    return SharedSize(size_bytes=size, files=files, whole=False)
+                looked += 1
+                if stat.S_ISREG(status.st_mode):
+                    size, files = size + status.st_size, files + 1
+                elif stat.S_ISDIR(status.st_mode) and len(parts) < MAX_DEPTH:
+                    waiting.append((*parts, name))
+                elif stat.S_ISDIR(status.st_mode):
+                    whole = False
+        finally:
+            os.close(folder)
+    return SharedSize(size_bytes=size, files=files, whole=whole)
 
 
 def remove_trees(drafts: int, stopped: Callable[[], bool]) -> int:

@@ -3,9 +3,12 @@
 import { URLExt } from '@jupyterlab/coreutils';
 import { ServerConnection } from '@jupyterlab/services';
 import {
-  Chunk, Ends, ErrorInfo, FolderList, Logs, LookAt, Looked, RunList, SaveSchedule, SchedulePreview, SchedulesShown, ScheduleShown, SecretList, SecretRow, SessionParked, Spending, Status,
+  Chunk, Ends, ErrorInfo, FolderList, Logs, LookAt, Looked, RunList, SaveSchedule, SchedulePreview, SchedulesShown, ScheduleShown, SecretList, SecretRow, SessionParked, SharedList, SharedRow, SharedSize, Spending, Status,
   TakeEnds, VolumeChange, VolumeList, VolumeRow
 } from './protocol';
+
+/** What stands before a network file system's name where a volume has its name: no volume's name begins so. */
+export const SHARED = 'nfs://';
 
 /** An error as the server says it. */
 export class ApiError extends Error {
@@ -50,8 +53,13 @@ export class Api {
   deleteVolume = (name: string, used: boolean): Promise<unknown> =>
     this.send('DELETE', `volumes/${part(name)}${used ? '?used=1' : ''}`);
   folder = (volume: string, path: string): Promise<FolderList> =>
-    this.send('GET', `volumes/${part(volume)}/files?path=${part(path)}`);
-  change = (volume: string, change: VolumeChange): Promise<unknown> => this.send('POST', `volumes/${part(volume)}/files`, change);
+    this.send('GET', `${place(volume)}/files?path=${part(path)}`);
+  change = (volume: string, change: VolumeChange): Promise<unknown> => this.send('POST', `${place(volume)}/files`, change);
+
+  shareds = (): Promise<SharedList> => this.send('GET', 'nfs');
+  createShared = (name: string): Promise<SharedRow> => this.send('POST', 'nfs', { name });
+  deleteShared = (name: string, used: boolean): Promise<unknown> => this.send('DELETE', `nfs/${part(name)}${used ? '?used=1' : ''}`);
+  sharedSize = (name: string): Promise<SharedSize> => this.send('GET', `nfs/${part(name)}/size`);
 
   schedules = (): Promise<SchedulesShown> => this.send('GET', 'schedules');
   schedule = (schedule: string): Promise<ScheduleShown> => this.send('GET', `schedules/${part(schedule)}`);
@@ -76,11 +84,11 @@ export class Api {
 
   /** Those of some pieces' hashes that the gateway has not. */
   missing = async (volume: string, hashes: string[]): Promise<string[]> =>
-    (await this.send<{ hashes?: string[] }>('POST', `volumes/${part(volume)}/chunks/missing`, { hashes })).hashes ?? [];
+    (await this.send<{ hashes?: string[] }>('POST', `${place(volume)}/chunks/missing`, { hashes })).hashes ?? [];
 
   /** A piece of a file. */
   async chunk(volume: string, piece: Blob, signal: AbortSignal): Promise<Chunk> {
-    return (await this.request('POST', `volumes/${part(volume)}/chunks`, { body: piece, signal })).json();
+    return (await this.request('POST', `${place(volume)}/chunks`, { body: piece, signal })).json();
   }
 
   /** The start of a file, at most 8 MiB, for a preview. */
@@ -115,7 +123,7 @@ export class Api {
   }
 
   private filePath(volume: string, path: string): string {
-    return `volumes/${part(volume)}/files/${path.split('/').map(part).join('/')}`;
+    return `${place(volume)}/files/${path.split('/').map(part).join('/')}`;
   }
 
   private url(path: string): string {
@@ -143,6 +151,11 @@ export class Api {
     }
     throw new ApiError(info, answer.status);
   }
+}
+
+/** Where a volume or a network file system is asked for. */
+function place(volume: string): string {
+  return volume.startsWith(SHARED) ? `nfs/${part(volume.slice(SHARED.length))}` : `volumes/${part(volume)}`;
 }
 
 function part(text: string): string {

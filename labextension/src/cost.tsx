@@ -107,7 +107,7 @@ function Budget(props: { spending: Spending; month: bigint; rate: bigint; refres
       </div>
       {left <= 0n ? (
         <div className="cb-warning" role="alert">
-          {trans.__('%1 over the budget. Nothing is stopped by it: stop or park what runs.', usdText(-left))}
+          {trans.__('%1 over the budget. Schedules run again next month; what runs now is not stopped: stop or park it.', usdText(-left))}
         </div>
       ) : (
         hours !== null && <div className="cb-dim">{trans.__('At what runs now it lasts %1.', ageText(hours * 3600))}</div>

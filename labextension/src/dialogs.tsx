@@ -43,7 +43,7 @@ export async function askText(title: string, label: string, text: string, action
 /** A month's budget in US dollars; "" takes it away, null when cancelled. */
 export async function askBudget(trans: TranslationBundle, text: string): Promise<string | null> {
   const answer = await InputDialog.getText({
-    title: trans.__('Budget of a month'), label: trans.__('US dollars; empty for none. Nothing is stopped by it.'), text,
+    title: trans.__('Budget of a month'), label: trans.__('US dollars; empty for none. When it is spent, schedules are skipped until next month; nothing that runs is stopped.'), text,
     placeholder: '50', okLabel: trans.__('Keep')
   });
   return answer.button.accept ? (answer.value ?? '').trim() : null;

@@ -1,7 +1,7 @@
 /** What is dropped on a folder of a volume: files and folders of the desktop, and of JupyterLab's own file browser. */
 
 import { Contents, ServerConnection } from '@jupyterlab/services';
-import { ISource, streamSource } from './upload';
+import { ISource, PIECE_BYTES, streamSource } from './upload';
 
 /** The file browser's own kind of a drag: paths of the Jupyter server. */
 export const CONTENTS_MIME = 'application/x-jupyter-icontents';
@@ -13,11 +13,18 @@ export interface IDropped {
   file: File;
 }
 
-/** Files of the Jupyter server, opened one by one when their turn comes. */
+/** A file of the Jupyter server, opened when its turn comes. */
 export interface IServerFile {
+  /** Below the folder that it was dropped on. */
   path: string;
+  /** The Jupyter server's path. */
+  origin: string;
   size: number;
-  open(signal: AbortSignal): Promise<ISource>;
+  lastModified: number;
+  /** Its pieces from the one of number `first` on; or from the first one, where the server gives only whole files. */
+  open(signal: AbortSignal, first: number): Promise<ISource>;
+  /** Whether it is still as it was when it was found. */
+  unchanged(): Promise<boolean>;
 }
 
 /** The part of a lumino drag event that is used. */
@@ -69,7 +76,7 @@ export async function serverFiles(contents: Contents.IManager, settings: ServerC
   const found: IServerFile[] = [];
   const add = async (model: Contents.IModel, path: string): Promise<void> => {
     if (model.type !== 'directory') {
-      found.push({ path, size: model.size ?? 0, open: signal => opened(contents, settings, model, signal) });
+      found.push(asFile(contents, settings, model, path));
       return;
     }
     const folder = await contents.get(model.path);
@@ -87,13 +94,36 @@ export async function serverFiles(contents: Contents.IManager, settings: ServerC
   return found;
 }
 
-async function opened(contents: Contents.IManager, settings: ServerConnection.ISettings, model: Contents.IModel, signal: AbortSignal): Promise<ISource> {
+/** One by the Jupyter server's path, as it is now. Rejects where it is gone. */
+export async function serverFile(contents: Contents.IManager, settings: ServerConnection.ISettings, path: string): Promise<IServerFile> {
+  const model = await contents.get(path, { content: false });
+  return asFile(contents, settings, model, model.name);
+}
+
+function asFile(contents: Contents.IManager, settings: ServerConnection.ISettings, model: Contents.IModel, path: string): IServerFile {
+  const lastModified = Date.parse(model.last_modified);
+  return {
+    path, origin: model.path, size: model.size ?? 0, lastModified,
+    open: (signal, first) => opened(contents, settings, model, signal, first),
+    unchanged: async () => {
+      const now = await contents.get(model.path, { content: false });
+      return now.size === model.size && Date.parse(now.last_modified) === lastModified;
+    }
+  };
+}
+
+async function opened(contents: Contents.IManager, settings: ServerConnection.ISettings, model: Contents.IModel, signal: AbortSignal, first: number): Promise<ISource> {
+  const lastModified = Date.parse(model.last_modified);
+  if (typeof model.size === 'number' && first * PIECE_BYTES >= model.size) {
+    return { lastModified, take: async () => null }; // all of it is there
+  }
   const url = await contents.getDownloadUrl(model.path);
-  const answer = await ServerConnection.makeRequest(url, { signal, cache: 'no-store' }, settings);
+  const headers = first ? { Range: `bytes=${first * PIECE_BYTES}-` } : undefined;
+  const answer = await ServerConnection.makeRequest(url, { signal, headers, cache: 'no-store' }, settings);
   if (!answer.ok || !answer.body) {
     throw new ServerConnection.ResponseError(answer, `${model.path} cannot be read: status ${answer.status}`);
   }
-  return streamSource(answer.body as ReadableStream<Uint8Array<ArrayBuffer>>, Date.parse(model.last_modified));
+  return streamSource(answer.body as ReadableStream<Uint8Array<ArrayBuffer>>, lastModified, answer.status === 206 ? first : 0);
 }
 
 /** A drag of the file browser's that comes over the panel's tab shows the panel: both lie in the same sidebar. Returns what ends it. */

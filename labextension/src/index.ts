@@ -59,7 +59,7 @@ const plugin: JupyterFrontEndPlugin<void> = {
     const forms = new Forms(app, notebook);
     const tools: ITools = {
       trans, api, live, folds: new Folds(db), notebook, forms,
-      uploads: makeUploads(api, db, trans),
+      uploads: makeUploads(api, live, app.serviceManager.contents, db, trans),
       contents: app.serviceManager.contents,
       openPath: path => openPath(app, path),
       resume: (notebook, name) => resumed(app.serviceManager, localPath(notebook), name)

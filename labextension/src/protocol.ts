@@ -1,6 +1,15 @@
 // Made by scripts/protocol_types.py from protocol/. Do not edit: change the protocol and run it again.
 // What has a default is left out on the wire.
 
+/** A bucket and how it is reached; never a credential. `key_prefix` ends without "/"; `secret` is a secret's name. */
+export interface BucketSource {
+  name: string;
+  endpoint_url?: string;
+  key_prefix?: string;
+  secret?: string;
+  requester_pays?: boolean;
+}
+
 export type Chunk = [hash: string, size_bytes: number];
 
 /** A container as it is shown to people. `resources` is what it was asked for (of the limits of a call: the first's). */
@@ -337,6 +346,7 @@ export type RunReason =
   | 'gateway_stopped'
   | 'overlap'
   | 'queue_full'
+  | 'month_budget'
   | 'gateway_down'
   | 'clock'
   | 'late'
@@ -367,6 +377,7 @@ export interface RunRow {
   files?: FileChange[];
   has_notebook?: boolean;
   tell_jupyter?: boolean;
+  environment?: '' | 'live' | 'frozen' | 'image';
 }
 
 export type RunState =
@@ -457,6 +468,8 @@ export interface ScheduleText {
   notify?: string[];
   folder?: boolean;
   modal_cells?: string;
+  image?: string;
+  environment?: string;
 }
 
 /** All schedules by name; `changed` are ids of those whose notebook is another now than the one that is kept, `gone` of those whose notebook's file is not there any more. */
@@ -507,6 +520,7 @@ export interface SessionRow {
   names?: string[];
   parked?: ParkedInfo | null;
   usage?: ContainerUsage | null;
+  volumes?: VolumeMount[];
 }
 
 export type SessionState =
@@ -518,6 +532,25 @@ export type SessionState =
   | 'superseded'
   | 'ended';
 
+/** All of the workspace, by name. */
+export interface SharedList {
+  rows?: SharedRow[];
+}
+
+/** A network file system in a list. `used_by` are running or parked sessions and schedules, as words for people. */
+export interface SharedRow {
+  name: string;
+  changed_unix_seconds?: number;
+  used_by?: string[];
+}
+
+/** What its files hold together, links not counted. Not `whole`: there are so many that these are only some of them. */
+export interface SharedSize {
+  size_bytes?: number;
+  files?: number;
+  whole?: boolean;
+}
+
 /** What a worker keeps on disk and warm. `limit_bytes` bounds templates and parked sessions together. */
 export interface SnapshotUsage {
   template_count?: number;
@@ -528,7 +561,7 @@ export interface SnapshotUsage {
   warm?: WarmContainer[];
 }
 
-/** Rows by hour. `truncated`: there were more leases than were asked for, and the oldest are left out. `reserved` is of the GPU types in the rows, as far as a price is known. `budget_usd_per_month` is what the workspace means to spend, "" where it says nothing of it; nothing is stopped by it. */
+/** Rows by hour. `truncated`: there were more leases than were asked for, and the oldest are left out. `reserved` is of the GPU types in the rows, as far as a price is known. `budget_usd_per_month` is what the workspace means to spend, "" where it says nothing of it; when it is spent, runs of schedules are skipped. */
 export interface Spending {
   since_unix_seconds: number;
   rows?: SpendingRow[];
@@ -582,6 +615,17 @@ export interface VolumeChange {
 /** All volumes of the workspace, by name. */
 export interface VolumeList {
   rows?: VolumeRow[];
+}
+
+/** A volume in a container, or what is shown as one: a `bucket`, or a network file system (`kind` "shared"). `path` is absolute. */
+export interface VolumeMount {
+  volume: string;
+  name: string;
+  path: string;
+  read_only?: boolean;
+  last_write_wins?: boolean;
+  kind?: 'volume' | 'bucket' | 'shared';
+  bucket?: BucketSource | null;
 }
 
 /** A volume in a list. `used_by` are running or parked sessions and schedules, as words for people. */

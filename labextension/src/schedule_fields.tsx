@@ -51,7 +51,7 @@ export function Count(props: IFields & { of: 'retries' | 'keep_runs' | 'keep_day
   );
 }
 
-export function Choice(props: IFields & { of: 'overlap' | 'missed' | 'network' | 'modal_cells'; label: string; options: [string, string][]; hint?: string }): JSX.Element {
+export function Choice(props: IFields & { of: 'overlap' | 'missed' | 'network' | 'modal_cells' | 'environment'; label: string; options: [string, string][]; hint?: string }): JSX.Element {
   return (
     <Field label={props.label} hint={props.hint}>
       <select className="jp-mod-styled" value={String(props.text[props.of] ?? props.options[0][0])} onChange={event => props.change({ [props.of]: event.target.value })}>

@@ -173,7 +173,7 @@ function Form(props: IStart & { target: Target; done(words: string): void }): JS
     <div className="cb-form" ref={top}>
       <h2>{schedule ? trans.__('Change the schedule %1', base?.row.name ?? '') : trans.__('Schedule %1', fileName(looked.notebook ?? ''))}</h2>
       <p className="cb-dim">
-        {trans.__('The notebook, the files beside it and the names of its packages are kept as they are when this is saved. No Jupyter need be open when it runs.')}
+        {trans.__('The notebook, the files beside it and its packages are kept as they are when this is saved. No Jupyter need be open when it runs.')}
       </p>
       {theirs && <Conflict mine={sent} theirs={theirs} onOver={() => (setTheirs(null), setBase(theirs), void save(theirs.row.revision))} onTake={takeTheirs} />}
       {taken && (
@@ -222,8 +222,18 @@ function Form(props: IStart & { target: Target; done(words: string): void }): JS
                 <option value="no">{trans.__('stay here')}</option>
               </select>
             </Field>
+            <Line
+              {...fields} of="image" label={trans.__('Image')} placeholder={trans.__('none')}
+              hint={trans.__('FILE.py:NAME, a cellburst.Image in a file beside the notebook')}
+            />
+            {!text.image && (
+              <Choice
+                {...fields} of="environment" label={trans.__('Environment')}
+                options={[['frozen', trans.__('as it is when this is saved')], ['live', trans.__('as it is when it runs')]]}
+                hint={looked.python_version ? trans.__('of the notebook\'s kernel, Python %1', looked.python_version) : undefined}
+              />
+            )}
           </div>
-          {looked.python && <p className="cb-dim" title={looked.python}>{trans.__('Environment: the one of the notebook\'s kernel, Python %1', looked.python_version)}</p>}
         </fieldset>
         <Given {...fields} secrets={props.secrets} volumes={props.volumes} />
         <fieldset>

@@ -188,6 +188,8 @@ export function RunLeft({ run, notebook }: { run: RunRow; notebook: string }): J
       {(run.notes ?? []).map(note => (
         <div key={note} className="cb-dim cb-wraps">{note}</div>
       ))}
+      {run.environment === 'frozen' && <div className="cb-dim">{trans.__('It ran in its environment as it was when it was scheduled, built again.')}</div>}
+      {run.environment === 'image' && <div className="cb-dim">{trans.__('It ran in the image of its schedule.')}</div>}
       {run.has_notebook && (
         <button className="cb-link" onClick={() => forms.openRun(run, notebook)}>{trans.__('Open its notebook, with all outputs')}</button>
       )}

@@ -11,6 +11,7 @@ import { Banner } from './panel';
 import { ErrorInfo, RunRow, Status } from './protocol';
 import { RunLeft, Schedules } from './schedules';
 import { Secrets } from './secrets';
+import { Buckets, Shareds } from './shareds';
 import { IList, Tools } from './tools';
 import { Volumes } from './volumes';
 
@@ -127,6 +128,36 @@ describe('the banner above all sections', () => {
     ['the login is over', 'logged-out', false, {}, /logged out of Jupyter.*<a [^>]*href="\/hub\/login"[^>]*>Log in again<\/a>/]
   ])('%s', (_, connection, starting, more, words) => {
     expect(shown(<Banner />, connection, starting, more)).toMatch(words);
+  });
+});
+
+describe('what else volumes= shows', () => {
+  const bucket = (more: object): object => ({
+    volume: 'b-1', name: 's3://training-data/<2026>', path: '/data', kind: 'bucket', bucket: { name: 'training-data', secret: 'aws', endpoint_url: 'https://minio.example.org' }, ...more
+  });
+  const session = (more: object): object => ({ id: 's-1', notebook: '/n/train.ipynb', name: 'default', state: 'busy', container: { id: 'c-1' }, ...more });
+
+  test('the buckets that containers have, where and how; none of what is parked', () => {
+    const volume = { volume: 'v-1', name: 'sets', path: '/sets', kind: 'volume' };
+    const status = {
+      ...STATUS,
+      sessions: [
+        session({ volumes: [bucket({ read_only: true }), volume] }), session({ id: 's-2', name: 'two', volumes: [bucket({ path: '/b' })] }),
+        session({ id: 's-3', container: null, state: 'parked', parked: {}, volumes: [bucket({ path: '/parked' })] })
+      ]
+    } as unknown as Status;
+    const text = shown(<Buckets status={status} />);
+    expect(text).toMatch(/Buckets in containers.*s3:\/\/training-data\/&lt;2026&gt;.*read-only.*\/data in train\.ipynb.*writable.*\/b in train\.ipynb: two/s);
+    expect(text).toMatch(/title="[^"]*https:\/\/minio\.example\.org\nsecret aws"/);
+    expect(text).not.toMatch(/>sets|\/parked/);
+    expect(shown(<Buckets status={STATUS} />)).toBe('');
+  });
+
+  test('network file systems, and what to do where there are none', () => {
+    listIs({ value: { rows: [{ name: 'scratch', used_by: ['session a of b (idle)'] }] } });
+    expect(shown(<Shareds active />)).toMatch(/Network file systems.*aria-label="New network file system".*scratch.*aria-label="Delete scratch".*used by session a/);
+    listIs({ value: {} });
+    expect(shown(<Shareds active />)).toMatch(/None yet\..*<code>volumes=\/data:nfs:\/\/NAME<\/code>/);
   });
 });
 

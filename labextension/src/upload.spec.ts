@@ -89,6 +89,17 @@ test('a stream is cut into whole pieces, whatever it comes in', async () => {
   expect([bytes[0], bytes[1], bytes[PIECE_BYTES - 2], bytes[PIECE_BYTES - 1], bytes[bytes.length - 1]]).toEqual([0, 1, 1, 2, 5]);
 });
 
+test('a stream that begins in the middle leaves out what is there already', async () => {
+  const rest = new Blob([new Uint8Array(3 * PIECE_BYTES + 5)]).stream() as ReadableStream<Uint8Array<ArrayBuffer>>;
+  const got: number[] = [];
+  const to = { send: async (piece: Blob) => (got.push(piece.size), [`n${got.length}`, piece.size] as any), pause: async () => undefined };
+  const known = [['k0', PIECE_BYTES], null, ['k2', PIECE_BYTES]] as any;
+  const sent = await sendFile(streamSource(rest, 7, 1), 'x', to, new AbortController().signal, () => undefined, known);
+  expect(got.sort((a, b) => b - a)).toEqual([PIECE_BYTES, PIECE_BYTES, 5]);
+  expect(sent.chunks!.map(chunk => chunk[0][0])).toEqual(['k', 'n', 'k', 'n', 'n']);
+  expect(sent).toMatchObject({ size_bytes: 4 * PIECE_BYTES + 5, modified_unix_seconds: 0.007 });
+});
+
 test('a stream that breaks is an error, and nothing more is sent', async () => {
   const stream = new ReadableStream<Uint8Array<ArrayBuffer>>({ pull: () => Promise.reject(new Error('the source is gone')) });
   const to = sender(() => new Error('none is sent'));

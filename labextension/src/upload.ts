@@ -41,30 +41,37 @@ export function fileSource(file: IPieces): ISource {
   };
 }
 
-/** The pieces of something that comes in its own order and sizes, such as a download. */
-export function streamSource(stream: ReadableStream<Uint8Array<ArrayBuffer>>, lastModified?: number): ISource {
+/** The pieces of something that comes in its own order and sizes, such as a download. It begins with the piece `index`; pieces that are
+ *  there already are read, and left out. */
+export function streamSource(stream: ReadableStream<Uint8Array<ArrayBuffer>>, lastModified?: number, index = 0): ISource {
   const reader = stream.getReader();
   let rest: Uint8Array<ArrayBuffer> | null = null;
-  let index = 0;
   let ended = false;
   return {
     lastModified,
-    take: async () => {
-      const parts: Uint8Array<ArrayBuffer>[] = [];
-      let bytes = 0;
-      while (bytes < PIECE_BYTES && !ended) {
-        if (!rest) {
-          const got = await reader.read();
-          ended = got.done;
-          rest = got.value ?? null;
-          continue;
+    take: async skip => {
+      for (;;) {
+        const parts: Uint8Array<ArrayBuffer>[] = [];
+        let bytes = 0;
+        while (bytes < PIECE_BYTES && !ended) {
+          if (!rest) {
+            const got = await reader.read();
+            ended = got.done;
+            rest = got.value ?? null;
+            continue;
+          }
+          const part: Uint8Array<ArrayBuffer> = rest.subarray(0, PIECE_BYTES - bytes);
+          rest = part.length < rest.length ? rest.subarray(part.length) : null;
+          parts.push(part);
+          bytes += part.length;
         }
-        const part: Uint8Array<ArrayBuffer> = rest.subarray(0, PIECE_BYTES - bytes);
-        rest = part.length < rest.length ? rest.subarray(part.length) : null;
-        parts.push(part);
-        bytes += part.length;
+        if (!bytes) {
+          return null;
+        }
+        if (!skip(index++)) {
+          return { index: index - 1, piece: new Blob(parts) };
+        }
       }
-      return bytes ? { index: index++, piece: new Blob(parts) } : null;
     }
   };
 }

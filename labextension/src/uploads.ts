@@ -1,6 +1,8 @@
 /** All uploads of this window: they go on while their folder is not shown, and after a reload where they were. */
 
 import { ISignal, Signal } from '@lumino/signaling';
+import type { IServerFile } from './drops';
+import { language } from './language';
 import { Chunk, NewFile } from './protocol';
 import { IPieces, ISender, ISource, PIECE_BYTES, fileSource, sendFile } from './upload';
 
@@ -8,14 +10,17 @@ const KEY = '@cellburst/labextension:uploads';
 const SAVE_MS = 1000; // what was sent in the last second before a reload is sent once more
 const MAX_KEPT_PIECES = 4000; // of one file, 32 GB: 300 KB in the workspace. What lies beyond is sent again
 const MAX_KEPT = 20;
+const MAX_KEPT_WAITING = 1000; // of the Jupyter server's files that had not begun: of more, the rest is to be dragged in again
 
-/** An upload as it is kept: `hashes` are of the pieces that are there, "" of one that is not. */
+/** An upload as it is kept: `hashes` are of the pieces that are there, "" of one that is not; `origin` is the Jupyter server's path of
+ *  a file that comes from there. */
 export interface IKeptUpload {
   volume: string;
   path: string;
   size: number;
   lastModified: number;
   hashes: string[];
+  origin?: string;
 }
 
 /** An upload as it is shown. */
@@ -27,8 +32,8 @@ export interface ITransfer {
   /** `stopped`: the page was reloaded, and the file has to be picked again. */
   state: 'waiting' | 'running' | 'failed' | 'stopped';
   error?: string;
-  /** The same file, picked again, goes on where it was. */
-  resumable: boolean;
+  /** The Jupyter server's path of a file that comes from there: it goes on by itself. "" of one that has to be picked again. */
+  origin: string;
 }
 
 /** What it needs of the server, of JupyterLab and of the person. */
@@ -37,6 +42,10 @@ export interface IUploadPlace {
   missing(volume: string, hashes: string[]): Promise<string[]>;
   /** Commits a file; false when the person does not want what is there to be replaced. */
   publish(volume: string, file: NewFile): Promise<boolean>;
+  /** A file of the Jupyter server as it is now. Rejects where it is gone. */
+  serverFile(path: string): Promise<IServerFile>;
+  /** When the gateway can be asked. */
+  ready(): Promise<void>;
   load(): Promise<IKeptUpload[]>;
   save(kept: IKeptUpload[]): void;
   later(action: () => void, milliseconds: number): number;
@@ -44,7 +53,7 @@ export interface IUploadPlace {
 }
 
 interface IEntry extends ITransfer {
-  kept: IKeptUpload | null;
+  kept: IKeptUpload;
   stop: AbortController;
 }
 
@@ -71,27 +80,31 @@ export class Uploads {
 
   /** Upload files one after the other; each is in the volume when `done` is called for it. */
   async add(volume: string, files: { path: string; file: IPieces }[], done: () => void): Promise<void> {
-    const entries = files.map(({ path, file }) => {
-      const old = this._find(volume, path);
-      old?.stop.abort();
-      const lastModified = file.lastModified ?? 0;
-      const same = old?.kept && old.kept.size === file.size && old.kept.lastModified === lastModified ? old.kept : null;
-      const kept = same ?? { volume, path, size: file.size, lastModified, hashes: [] };
-      return { file, entry: this._put({ volume, path, size: file.size, sent: 0, state: 'waiting', resumable: true, kept, stop: new AbortController() }) };
-    });
+    const entries = files.map(({ path, file }) => ({ file, entry: this._new(volume, path, file.size, file.lastModified ?? 0, '') }));
     this._emit();
     for (const { file, entry } of entries) {
-      await this._run(entry, async () => fileSource(file), done);
+      await this._run(entry, async () => fileSource(file), async () => true, done);
     }
   }
 
-  /** Upload something that is not a file of this machine; it cannot be gone on with after a reload. */
-  async addSource(volume: string, path: string, size: number, open: (signal: AbortSignal) => Promise<ISource>, done: () => void): Promise<void> {
-    this._find(volume, path)?.stop.abort();
-    const stop = new AbortController();
-    const entry = this._put({ volume, path, size, sent: 0, state: 'waiting', resumable: false, kept: null, stop });
+  /** Upload files of the Jupyter server in the same way. */
+  async addServerFiles(volume: string, files: { path: string; file: IServerFile }[], done: () => void): Promise<void> {
+    const entries = files.map(({ path, file }) => ({ file, entry: this._new(volume, path, file.size, file.lastModified, file.origin) }));
+    this._save();
     this._emit();
-    await this._run(entry, () => open(stop.signal), done);
+    for (const { file, entry } of entries) {
+      await this._runServerFile(entry, file, done);
+    }
+  }
+
+  /** Go on with an upload of the Jupyter server's file that failed. */
+  async goOn(transfer: ITransfer): Promise<void> {
+    const old = this._find(transfer.volume, transfer.path);
+    if (old) {
+      const entry = this._new(old.volume, old.path, old.size, old.kept.lastModified, old.origin);
+      this._emit();
+      await this._again(entry);
+    }
   }
 
   /** End an upload, or take away what is said of one. */
@@ -103,26 +116,66 @@ export class Uploads {
     this._emit();
   }
 
-  private async _run(entry: IEntry, open: () => Promise<ISource>, done: () => void): Promise<void> {
+  /** An upload that waits for its turn, with the pieces that are there of one before, where that was of the same content. */
+  private _new(volume: string, path: string, size: number, lastModified: number, origin: string): IEntry {
+    const old = this._find(volume, path);
+    old?.stop.abort();
+    const same = old && old.size === size && old.kept.lastModified === lastModified && old.origin === origin ? old.kept : null;
+    const kept = same ?? { volume, path, size, lastModified, hashes: [], ...(origin ? { origin } : {}) };
+    return this._put({ volume, path, size, sent: 0, state: 'waiting', origin, kept, stop: new AbortController() });
+  }
+
+  private _runServerFile(entry: IEntry, file: IServerFile, done: () => void): Promise<void> {
+    return this._run(entry, first => file.open(entry.stop.signal, first), () => file.unchanged(), done);
+  }
+
+  /** Look at the Jupyter server's file as it is now, and upload what of it is not there yet. */
+  private async _again(entry: IEntry): Promise<void> {
+    let file: IServerFile;
+    try {
+      file = await this.place.serverFile(entry.origin);
+    } catch (error) {
+      this._failed(entry, error);
+      return;
+    }
+    if (!entry.stop.signal.aborted) {
+      await this._runServerFile(this._new(entry.volume, entry.path, file.size, file.lastModified, entry.origin), file, () => undefined);
+    }
+  }
+
+  private _failed(entry: IEntry, error: unknown): void {
+    if (!entry.stop.signal.aborted) {
+      entry.state = 'failed';
+      entry.error = this.place.words(error);
+      this._save();
+      this._emit();
+    }
+  }
+
+  private async _run(entry: IEntry, open: (first: number) => Promise<ISource>, unchanged: () => Promise<boolean>, done: () => void): Promise<void> {
     if (entry.stop.signal.aborted) {
       return;
     }
     try {
       entry.state = 'running';
-      const known = entry.kept ? await this._known(entry.kept) : [];
+      const known = await this._known(entry.kept);
       entry.sent = known.reduce((sum, chunk) => sum + (chunk?.[1] ?? 0), 0);
       this._emit();
-      const source = await open();
+      const first = known.findIndex(chunk => !chunk);
+      const source = await open(first < 0 ? known.length : first);
       const sent = await sendFile(source, entry.path, this.place.sender(entry.volume), entry.stop.signal, (bytes, chunks) => {
         entry.sent = bytes;
-        if (entry.kept) {
-          entry.kept.hashes = chunks.slice(0, MAX_KEPT_PIECES).map(chunk => chunk?.[0] ?? '');
-          this._saveSoon();
-        }
+        // Of a stream that skips, places may be empty.
+        entry.kept.hashes = Array.from(chunks.slice(0, MAX_KEPT_PIECES), chunk => chunk?.[0] ?? '');
+        this._saveSoon();
         this._emit();
       }, known);
       if (entry.stop.signal.aborted) {
         return;
+      }
+      if (!(await unchanged())) {
+        entry.kept.hashes = [];
+        throw new Error(language.trans.__('%1 changed while it was read', entry.path));
       }
       const published = await this.place.publish(entry.volume, sent);
       this._remove(entry);
@@ -130,11 +183,7 @@ export class Uploads {
         done();
       }
     } catch (error) {
-      if (!entry.stop.signal.aborted) {
-        entry.state = 'failed';
-        entry.error = this.place.words(error);
-        this._emit();
-      }
+      this._failed(entry, error);
     }
   }
 
@@ -176,18 +225,30 @@ export class Uploads {
   }
 
   private _save(): void {
-    const kept = this._entries.flatMap(entry => (entry.kept && entry.kept.hashes.some(Boolean) ? [entry.kept] : []));
-    this.place.save(kept.slice(-MAX_KEPT));
+    const begun = this._entries.filter(entry => entry.kept.hashes.some(Boolean)).slice(-MAX_KEPT);
+    const waiting = this._entries.filter(entry => entry.origin && entry.state !== 'failed' && !entry.kept.hashes.some(Boolean)).slice(0, MAX_KEPT_WAITING);
+    this.place.save([...begun, ...waiting].map(entry => entry.kept));
   }
 
   private async _load(): Promise<void> {
+    const again: IEntry[] = [];
     for (const kept of await this.place.load()) {
       if (!this._find(kept.volume, kept.path)) {
-        const sent = kept.hashes.reduce((sum, hash, index) => sum + (hash ? Math.min(PIECE_BYTES, kept.size - index * PIECE_BYTES) : 0), 0);
-        this._put({ ...kept, sent, state: 'stopped', resumable: true, kept, stop: new AbortController() });
+        const { volume, path, size, origin = '' } = kept;
+        const sent = kept.hashes.reduce((sum, hash, index) => sum + (hash ? Math.min(PIECE_BYTES, size - index * PIECE_BYTES) : 0), 0);
+        const entry = this._put({ volume, path, size, sent, state: origin ? 'waiting' : 'stopped', origin, kept, stop: new AbortController() });
+        if (origin) {
+          again.push(entry);
+        }
       }
     }
     this._emit();
+    if (again.length) {
+      await this.place.ready();
+    }
+    for (const entry of again) {
+      await this._again(entry);
+    }
   }
 
   private _emit(): void {
@@ -204,7 +265,7 @@ export function keptUploads(value: unknown): IKeptUpload[] {
   const list = Array.isArray(value) ? value : [];
   return list.filter(
     one =>
-      typeof one?.volume === 'string' && typeof one.path === 'string' && Number.isInteger(one.size) && typeof one.lastModified === 'number' &&
+      typeof one?.volume === 'string' && ['string', 'undefined'].includes(typeof one.origin) && typeof one.path === 'string' && Number.isInteger(one.size) && typeof one.lastModified === 'number' &&
       Array.isArray(one.hashes) && one.hashes.every((hash: unknown) => typeof hash === 'string')
   );
 }

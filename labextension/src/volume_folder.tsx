@@ -2,6 +2,7 @@
 
 import { closeIcon, downloadIcon, editIcon, fileIcon, fileUploadIcon, folderIcon } from '@jupyterlab/ui-components';
 import * as React from 'react';
+import { SHARED } from './api';
 import { askText, confirm, tried } from './dialogs';
 import { Action, ListBody, Note, RowList } from './parts';
 import { showFile } from './preview';
@@ -10,10 +11,12 @@ import { ITools, useList, useTools } from './tools';
 import { Transfers, useLabDrops, useTransfers, useUpload } from './volume_uploads';
 import { sizeText } from './words';
 
+/** Of a volume by its name, or of a network file system by SHARED and its name. */
 export function Folder(props: { volume: string; onChanged(): void }): JSX.Element {
   const tools = useTools();
   const { trans, api } = tools;
   const { volume } = props;
+  const title = shownName(volume);
   const [path, setPath] = React.useState('');
   const [over, setOver] = React.useState(false);
   const picker = React.useRef<HTMLInputElement>(null);
@@ -28,6 +31,14 @@ export function Folder(props: { volume: string; onChanged(): void }): JSX.Elemen
     props.onChanged();
   };
   const transfers = useTransfers(volume);
+  // One that was begun by a page before this one ends without a word to this folder.
+  const under = React.useRef(0);
+  React.useEffect(() => {
+    if (transfers.length < under.current) {
+      changed();
+    }
+    under.current = transfers.length;
+  }, [transfers.length]);
   const upload = useUpload(volume, path, changed);
   const node = React.useRef<HTMLDivElement>(null);
   useLabDrops(node, setOver, upload.paths);
@@ -52,7 +63,7 @@ export function Folder(props: { volume: string; onChanged(): void }): JSX.Elemen
     >
       <div className="cb-line cb-path">
         <nav aria-label={trans.__('Folder')} className="cb-text">
-          <button className="cb-crumb" onClick={() => setPath('')}>{volume}</button>
+          <button className="cb-crumb" onClick={() => setPath('')}>{title}</button>
           {path.split('/').filter(Boolean).map((part, index, parts) => (
             <React.Fragment key={index}>
               {' / '}
@@ -61,7 +72,7 @@ export function Folder(props: { volume: string; onChanged(): void }): JSX.Elemen
           ))}
         </nav>
         <span className="cb-actions">
-          <Action icon={fileUploadIcon} label={trans.__('Upload files to %1', join('') || volume)} onClick={() => pick()} />
+          <Action icon={fileUploadIcon} label={trans.__('Upload files to %1', join('') || title)} onClick={() => pick()} />
         </span>
         <input
           ref={picker} type="file" multiple hidden aria-label={trans.__('Files to upload')}
@@ -75,7 +86,7 @@ export function Folder(props: { volume: string; onChanged(): void }): JSX.Elemen
       <ListBody list={list} rows={value => value.entries ?? []} empty={trans.__('Empty. Drop files here, from the desktop or the file browser, or use the button above.')}>
         {(rows, value) => (
           <>
-            <RowList label={trans.__('Files of %1', join('') || volume)} rows={rows} rowHeight={30} rowKey={row => row.name}>
+            <RowList label={trans.__('Files of %1', join('') || title)} rows={rows} rowHeight={30} rowKey={row => row.name}>
               {row => <Entry entry={row} path={join(row.name)} volume={volume} onOpen={setPath} onChanged={changed} />}
             </RowList>
             {(value.entries_count ?? 0) > rows.length && (
@@ -92,7 +103,10 @@ function Entry(props: { entry: FolderEntry; path: string; volume: string; onOpen
   const tools = useTools();
   const { trans, api } = tools;
   const { entry, path, volume } = props;
-  const folder = entry.kind === 'folder';
+  const kind = entry.kind ?? 'file'; // left out on the wire where it is the default
+  const folder = kind === 'folder';
+  const shared = volume.startsWith(SHARED); // of its folders no sizes are known, and it has no renaming
+  const size = folder && shared ? '' : kind === 'link' ? trans.__('link') : sizeText(entry.size_bytes ?? 0);
   const Icon = folder ? folderIcon : fileIcon;
   const rename = async (): Promise<void> => {
     const to = await askText(trans.__('Rename %1', entry.name), trans.__('New path in the volume'), path, trans.__('Rename'));
@@ -101,30 +115,35 @@ function Entry(props: { entry: FolderEntry; path: string; volume: string; onOpen
     }
   };
   const remove = async (): Promise<void> => {
-    const words = folder ? trans.__('It has %1 files, %2.', entry.files ?? 0, sizeText(entry.size_bytes ?? 0)) : sizeText(entry.size_bytes ?? 0);
+    const words = folder && shared ? trans.__('With all that it holds.') : folder ? trans.__('It has %1 files, %2.', entry.files ?? 0, sizeText(entry.size_bytes ?? 0)) : sizeText(entry.size_bytes ?? 0);
     if (await confirm(trans, trans.__('Delete %1?', entry.name), words, trans.__('Delete'))) {
       await tried(trans.__('Not deleted'), () => api.change(volume, { deleted: [path] }));
       props.onChanged();
     }
   };
   return (
-    <div className="cb-line cb-file">
+    <div className={size ? 'cb-line cb-file' : 'cb-line cb-file cb-file-bare'}>
       <Icon.react tag="span" className="cb-file-icon" aria-hidden="true" />
       <button
         className="cb-name" title={entry.name} onClick={() => (folder ? props.onOpen(path) : void showFile(tools, volume, path, entry.size_bytes ?? 0))}
       >
         {entry.name}
       </button>
-      <span className="cb-dim cb-size">{sizeText(entry.size_bytes ?? 0)}</span>
+      {size && <span className="cb-dim cb-size">{size}</span>}
       <span className="cb-actions">
-        {entry.kind === 'file' && (
+        {kind === 'file' && (
           <Action icon={downloadIcon} label={trans.__('Download %1', entry.name)} onClick={() => download(tools, volume, path)} />
         )}
-        <Action icon={editIcon} label={trans.__('Rename %1', entry.name)} onClick={() => void rename()} />
+        {!shared && <Action icon={editIcon} label={trans.__('Rename %1', entry.name)} onClick={() => void rename()} />}
         <Action icon={closeIcon} label={trans.__('Delete %1', entry.name)} onClick={() => void remove()} />
       </span>
     </div>
   );
+}
+
+/** A volume's or network file system's name as people know it. */
+export function shownName(volume: string): string {
+  return volume.startsWith(SHARED) ? volume.slice(SHARED.length) : volume;
 }
 
 function download({ api }: ITools, volume: string, path: string): void {

@@ -1,6 +1,6 @@
 /** Uploads to a volume as its folder shows them, and what may be dropped on it. */
 
-import { closeIcon, fileUploadIcon } from '@jupyterlab/ui-components';
+import { closeIcon, fileUploadIcon, refreshIcon } from '@jupyterlab/ui-components';
 import * as React from 'react';
 import { tried } from './dialogs';
 import { CONTENTS_MIME, droppedFiles, ILabDrag, serverFiles } from './drops';
@@ -50,9 +50,8 @@ export function useUpload(volume: string, folder: string, done: () => void): IUp
     },
     paths: paths =>
       void tried(failed, async () => {
-        for (const { path, size, open } of await serverFiles(contents, api.settings, paths)) {
-          await uploads.addSource(volume, join(path), size, open, done);
-        }
+        const files = await serverFiles(contents, api.settings, paths);
+        await uploads.addServerFiles(volume, files.map(file => ({ path: join(file.path), file })), done);
       })
   };
 }
@@ -98,7 +97,7 @@ export function Transfers(props: { transfers: ITransfer[]; onPick(transfer: ITra
 
 function Transfer({ transfer, onPick }: { transfer: ITransfer; onPick(transfer: ITransfer): void }): JSX.Element {
   const { trans, uploads } = useTools();
-  const { path, size, sent, state, error } = transfer;
+  const { path, size, sent, state, error, origin } = transfer;
   const percent = size ? Math.min(100, Math.floor((sent / size) * 100)) : state === 'running' ? 100 : 0;
   const over = state === 'failed' || state === 'stopped';
   return (
@@ -106,7 +105,8 @@ function Transfer({ transfer, onPick }: { transfer: ITransfer; onPick(transfer: 
       <div className="cb-line">
         <span className="cb-text" title={path}>{path}</span>
         <span className="cb-dim">{state === 'waiting' ? trans.__('waits') : trans.__('%1 % of %2', percent, sizeText(size))}</span>
-        {over && transfer.resumable && <Action icon={fileUploadIcon} label={trans.__('Pick %1 again', path)} onClick={() => onPick(transfer)} />}
+        {over && !origin && <Action icon={fileUploadIcon} label={trans.__('Pick %1 again', path)} onClick={() => onPick(transfer)} />}
+        {over && origin && <Action icon={refreshIcon} label={trans.__('Go on with %1', path)} onClick={() => void uploads.goOn(transfer)} />}
         <Action
           icon={closeIcon} label={over ? trans.__('Forget the upload of %1', path) : trans.__('Cancel the upload of %1', path)}
           onClick={() => uploads.forget(transfer)}
@@ -116,7 +116,7 @@ function Transfer({ transfer, onPick }: { transfer: ITransfer; onPick(transfer: 
       {state === 'failed' && (
         <div className="cb-warning" role="alert">
           {trans.__('Not uploaded: %1', error)}
-          {transfer.resumable && <div>{trans.__('Pick the file again: what was sent is not sent twice.')}</div>}
+          <div>{origin ? trans.__('Go on with the button above: what was sent is not sent twice.') : trans.__('Pick the file again: what was sent is not sent twice.')}</div>
         </div>
       )}
       {state === 'stopped' && (

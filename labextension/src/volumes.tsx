@@ -1,12 +1,14 @@
-/** "Volumes": the list. A volume opens in place as a folder (volume_folder.tsx). */
+/** "Volumes": the list. A volume opens in place as a folder (volume_folder.tsx). Below it what else volumes= shows (shareds.tsx). */
 
-import { addIcon, caretDownIcon, caretRightIcon, closeIcon, editIcon, linkIcon } from '@jupyterlab/ui-components';
+import { addIcon, caretDownIcon, caretRightIcon, closeIcon, editIcon } from '@jupyterlab/ui-components';
 import * as React from 'react';
 import { ApiError } from './api';
 import { askText, confirm, tried } from './dialogs';
 import { Action, ListBody, RowList, Section, UsedBy } from './parts';
 import { Status, VolumeRow } from './protocol';
+import { Buckets, Shareds } from './shareds';
 import { ITools, useList, useTools } from './tools';
+import { UseAction, usedAt } from './use_action';
 import { Folder } from './volume_folder';
 import { sizeText } from './words';
 
@@ -44,6 +46,8 @@ export function Volumes(props: { status: Status | null; open: boolean }): JSX.El
         )}
       </ListBody>
       {one && <Folder volume={one.name} key={one.id} onChanged={list.refresh} />}
+      {list.value && <Shareds active={props.open && !!props.status} />}
+      {props.status && <Buckets status={props.status} />}
     </Section>
   );
 }
@@ -52,23 +56,7 @@ function Volume({ row, open, onOpen, refresh }: { row: VolumeRow; open: boolean;
   const tools = useTools();
   const { trans, notebook } = tools;
   const [, again] = React.useReducer((count: number) => count + 1, 0);
-  const path = Object.entries(notebook.used.volumes ?? {}).find(([, name]) => name === row.name)?.[0];
-  const use = async (): Promise<void> => {
-    if (path) {
-      notebook.change(used => {
-        delete used.volumes![path];
-        return used;
-      });
-    } else {
-      const taken = notebook.used.volumes ?? {};
-      const usual = '/data' in taken ? `/${row.name}` : '/data';
-      const where = await askText(trans.__('Use %1 in this notebook', row.name), trans.__('Its path in containers'), usual, trans.__('Use'));
-      if (where) {
-        notebook.change(used => ({ ...used, volumes: { ...used.volumes, [where.startsWith('/') ? where : `/${where}`]: row.name } }));
-      }
-    }
-    again();
-  };
+  const path = usedAt(tools, row.name);
   const rename = async (): Promise<void> => {
     const to = await askText(trans.__('Rename %1', row.name), trans.__('New name'), row.name, trans.__('Rename'));
     if (to && to !== row.name && (await renamed(tools, row, to))) {
@@ -89,13 +77,7 @@ function Volume({ row, open, onOpen, refresh }: { row: VolumeRow; open: boolean;
           {row.name}
         </button>
         <span className="cb-actions">
-          <Action
-            icon={linkIcon} pressed={!!path} disabled={!notebook.path} onClick={() => void use()}
-            label={
-              !notebook.path ? trans.__('Open a notebook to use %1 in it', row.name)
-              : path ? trans.__('Do not use %1 (%2) in this notebook', row.name, path) : trans.__('Use %1 in this notebook', row.name)
-            }
-          />
+          <UseAction volume={row.name} title={row.name} onUsed={again} />
           <Action icon={editIcon} label={trans.__('Rename %1', row.name)} onClick={() => void rename()} />
           <Action
             icon={closeIcon} label={trans.__('Delete %1', row.name)}

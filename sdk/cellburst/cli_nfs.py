@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +11,16 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from .cli_common import out, shows_errors
-from .cli_volume import named_below, show_entries
+from cellburst_protocol.errors import CellburstError, ErrorCode
+from cellburst_protocol.volumes import check_name
+
+from .cli_common import err, out, shows_errors
+from .cli_volume import Shown, files_text, named_below, plain, show_entries
+from .sizes import size_text
 
 if TYPE_CHECKING:
+    from cellburst_protocol.network_file_systems import SharedSize
+
     from .network_file_system import NetworkFileSystem
 
 
@@ -47,17 +51,37 @@ def list_all(as_json: bool) -> None:
     """List them."""
     from .network_file_system import NetworkFileSystem
 
-    rows = NetworkFileSystem.list_all()
+    rows = [(row, size) for row in NetworkFileSystem.list_all() if (size := _size_of(row.name)) is not None]
     if as_json:
-        click.echo(json.dumps([{"name": row.name, "used_by": row.used_by} for row in rows], indent=2))
+        click.echo(json.dumps([
+            {
+                "name": row.name, "files": size.files, "size_bytes": size.size_bytes, "size_is_whole": size.whole,
+                "used_by": row.used_by,
+            } for row, size in rows
+        ], indent=2))  # fmt: skip
         return
     if not rows:
         out.print("no network file systems; `cellburst nfs create NAME` makes one")
         return
-    table = Table("name", "used by", box=None)
-    for row in rows:
-        table.add_row(row.name, escape(", ".join(row.used_by)) or "-")
+    table = Table("name", "files", "size", "used by", box=None)
+    for row, size in rows:
+        more = "" if size.whole else "more than "
+        table.add_row(
+            row.name,
+            f"{more}{size.files:,}",
+            f"{more}{size_text(size.size_bytes)}",
+            escape(", ".join(row.used_by)) or "-",
+        )
     out.print(table)
+
+
+def _size_of(name: str) -> SharedSize | None:
+    try:
+        return _named(name).size()
+    except CellburstError as why:
+        if why.info.code is ErrorCode.NOT_FOUND:
+            return None  # deleted since it was listed
+        raise
 
 
 @nfs.command()
@@ -94,36 +118,29 @@ def put(name: str, local_path: str, remote_path: str) -> None:
 @click.argument("name")
 @click.argument("remote_path", metavar="REMOTE")
 @click.argument("local_path", metavar="[LOCAL]", default=".")
+@click.option("--force", "-f", is_flag=True, help="Replace files that are there with another size or time.")
 @shows_errors
-def get(name: str, remote_path: str, local_path: str) -> None:
-    """Get a file. LOCAL is a folder for it, or its new name, where nothing may be; "-" prints it."""
-    pieces = _named(name).read_file(remote_path)
+def get(name: str, remote_path: str, local_path: str, force: bool) -> None:
+    """Get a file or folder. LOCAL is the folder for it, or a file's new name; "-" prints a file.
+
+    Repeated after an interruption, it fetches only what is not there yet: a file of the same size and time is.
+    """
     if local_path == "-":
-        for piece in pieces:
+        for piece in _named(name).read_file(remote_path):
             sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
         return
-    local = Path(local_path)
-    if local.is_dir():
-        local = local / remote_path.rstrip("/").rpartition("/")[2]
-    if os.path.lexists(local):
-        raise _there_already(local)
-    first = next(iter(pieces), b"")  # before anything is made: there may be no such file
-    draft = local.with_name(f".{secrets.token_hex(12)}.part")
-    try:
-        with open(draft, "xb") as file:
-            file.write(first)
-            for piece in pieces:
-                file.write(piece)
-        if os.path.lexists(local):  # meanwhile
-            raise _there_already(local)
-        draft.rename(local)
-    finally:
-        draft.unlink(missing_ok=True)
+    from .nfs_get import get_shared
+    from .volume import _api
 
-
-def _there_already(local: Path) -> click.ClickException:
-    return click.ClickException(f"{str(local)!r} is there already: give another name")
+    with Shown("get") as progress:
+        report = get_shared(_api(), check_name(name), remote_path, local_path, force=force, progress=progress)
+    for path in report.skipped:
+        err.print(f"left out, no file: {plain(path)}", style="yellow", markup=False)
+    for path in report.gone:
+        err.print(f"removed before it could be read: {plain(path)}", style="yellow", markup=False)
+    same = f", {report.unchanged:,} of them were there" if report.unchanged else ""
+    out.print(f"{files_text(report.files)}, {size_text(report.size_bytes)}{same}", markup=False)
 
 
 @nfs.command()

@@ -135,7 +135,7 @@ def put(name: str, local_path: str, remote_path: str, force: bool) -> None:
     Repeated after an interruption, it sends only what the gateway does not have yet.
     """
     remote_path = named_below(remote_path, local_path)
-    with _Shown("put") as progress, _volume(name).batch_upload(force, progress=progress) as batch:
+    with Shown("put") as progress, _volume(name).batch_upload(force, progress=progress) as batch:
         if Path(local_path).is_dir():
             batch.put_directory(local_path, remote_path)
         else:
@@ -145,7 +145,7 @@ def put(name: str, local_path: str, remote_path: str, force: bool) -> None:
         err.print(f"left out, no file: {plain(path)}", style="yellow", markup=False)
     same = f", {report.unchanged:,} of them were there" if report.unchanged else ""
     out.print(
-        f"{_files(report.files)}, {size_text(report.size_bytes)}{same}; {name} has version {report.version}",
+        f"{files_text(report.files)}, {size_text(report.size_bytes)}{same}; {name} has version {report.version}",
         markup=False,
     )
 
@@ -167,12 +167,12 @@ def get(name: str, remote_path: str, local_path: str, force: bool) -> None:
             sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
         return
-    with _Shown("get") as progress:
+    with Shown("get") as progress:
         report = found.download(remote_path, local_path, force=force, progress=progress)
     for path in report.skipped:
         err.print(f"left out, a link that leads out of the folder: {plain(path)}", style="yellow", markup=False)
     same = f", {report.unchanged:,} of them were there" if report.unchanged else ""
-    out.print(f"{_files(report.files)}, {size_text(report.size_bytes)}{same}", markup=False)
+    out.print(f"{files_text(report.files)}, {size_text(report.size_bytes)}{same}", markup=False)
 
 
 @volume.command()
@@ -233,7 +233,7 @@ def delete(name: str, yes: bool, used: bool) -> None:
     if not yes:
         info = _volume(name).info()
         users = f", used by {', '.join(info.used_by)}" if info.used_by else ""
-        what = f"volume {name} with {_files(info.files)}, {size_text(info.size_bytes)}{users}"
+        what = f"volume {name} with {files_text(info.files)}, {size_text(info.size_bytes)}{users}"
         click.confirm(f"delete {plain(what)}? It cannot be brought back.", abort=True, err=True)
     Volume.delete(name, used=used)
     out.print(f"deleted volume {name}", markup=False)
@@ -245,7 +245,7 @@ def named_below(remote_path: str, local_path: str) -> str:
     return remote_path + name if remote_path.endswith("/") and name not in (".", "..") else remote_path
 
 
-class _Shown:
+class Shown:
     """Progress on a terminal: bytes, speed, time left."""
 
     def __init__(self, verb: str) -> None:
@@ -258,7 +258,7 @@ class _Shown:
         self._files = self._of = 0
         self._lock = threading.Lock()
 
-    def __enter__(self) -> _Shown:
+    def __enter__(self) -> Shown:
         self._bar.start()
         return self
 
@@ -279,7 +279,7 @@ class _Shown:
             self._bar.update(self._task, advance=size_bytes, description=f"{self._verb} {self._files:,}/{self._of:,}")
 
 
-def _files(count: int) -> str:
+def files_text(count: int) -> str:
     return f"{count:,} file{'s' * (count != 1)}"
 
 

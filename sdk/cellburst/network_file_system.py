@@ -20,7 +20,15 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from cellburst_protocol.errors import ErrorCode, error
-from cellburst_protocol.network_file_systems import CreateShared, SharedEntries, SharedEntry, SharedList, SharedRow
+from cellburst_protocol.images import StepVolume
+from cellburst_protocol.network_file_systems import (
+    CreateShared,
+    SharedEntries,
+    SharedEntry,
+    SharedList,
+    SharedRow,
+    SharedSize,
+)
 from cellburst_protocol.volume_mounts import shared_mount
 from cellburst_protocol.volumes import VolumeMount, check_name, check_path, shown
 
@@ -84,6 +92,19 @@ class NetworkFileSystem:
         """As a container is told of it. Raises RequestError."""
         await self._ensure()
         return shared_mount(self._name, path, read_only=self._is_read_only)
+
+    def of_step(self, path: str) -> StepVolume:
+        """As a step of an image's build is told of it."""
+        return StepVolume(
+            name=self._name, path=path, read_only=self._is_read_only, kind="shared", create=self._create
+        )  # fmt: skip
+
+    @both
+    async def size(self) -> SharedSize:
+        """What its files hold together: the gateway looks at each. Raises RequestError (NOT_FOUND)."""
+        await self._ensure()
+        answer = await asyncio.to_thread(_api().request, "GET", f"/nfs/{quote(self._name, safe='')}/size")
+        return msgspec.json.decode(answer, type=SharedSize)
 
     # -- reading ---------------------------------------------------------------------------------------------------
 

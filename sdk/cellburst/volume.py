@@ -31,6 +31,7 @@ from msgspec.structs import replace
 
 from cellburst_protocol import volumes as protocol
 from cellburst_protocol.errors import ErrorCode, ErrorInfo, error
+from cellburst_protocol.images import StepVolume
 from cellburst_protocol.volumes import CommitVolume, CreateVolume, check_name, shown
 
 from .both import both, both_context, both_iter, both_static
@@ -270,6 +271,15 @@ class Volume:
         """As a container is told of it. Raises RequestError (NOT_FOUND)."""
         row = await self._ask(lambda: self._api.row(self._resolved()))
         return protocol.VolumeMount(volume=row.id, name=row.name, path=path, read_only=self._is_read_only)
+
+    def of_step(self, path: str) -> StepVolume:
+        """As a step of an image's build is told of it. Raises RequestError (BAD_ARGUMENT) for one without a name."""
+        if not self._name:
+            raise error(
+                ErrorCode.BAD_ARGUMENT, "a build step has no ephemeral volume: what is built with one is known by its name",
+                next='Volume.from_name("NAME", create_if_missing=True)',
+            )  # fmt: skip
+        return StepVolume(name=self._name, path=path, read_only=self._is_read_only, create=self._create)
 
     # -- parts -----------------------------------------------------------------------------------------------------
 

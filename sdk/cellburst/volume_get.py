@@ -165,7 +165,7 @@ class Getter:
     def _write_small(self, download: Download, number: int, data: bytes | memoryview) -> None:
         with folder_of(self._root, download.path, make=True) as (folder, name):
             part = self._part(download)
-            fd = self._open_part(folder, part)
+            fd = open_part(folder, part)
             try:
                 os.ftruncate(fd, 0)
                 _write_at(fd, data, 0)
@@ -178,7 +178,7 @@ class Getter:
         chunks = download.entry.chunks
         with folder_of(self._root, download.path, make=True) as (folder, name):
             part = self._part(download)
-            fd = download.part = self._open_part(folder, part)
+            fd = download.part = open_part(folder, part)
             try:
                 before = os.fstat(fd).st_size
                 os.ftruncate(fd, download.entry.size_bytes)
@@ -200,22 +200,6 @@ class Getter:
 
     def _part(self, download: Download) -> str:
         return f".{blake3(f'{self._volume}/{download.entry.path}'.encode()).hexdigest()[:24]}.part"
-
-    def _open_part(self, folder: int, part: str) -> int:
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        fd = os.open(part, flags, 0o600, dir_fd=folder)
-        try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-                raise error(ErrorCode.FORBIDDEN, f"{part} is no file of ours", next="remove it, then get again")
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            raise error(ErrorCode.BUSY, "another get writes the same file", next="wait until it is done") from None
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
 
     def _finish(self, download: Download, folder: int, name: str, part: str, fd: int) -> None:
         """Give it its mode, time and name."""
@@ -260,6 +244,25 @@ class Getter:
                 next="force=True (--force) replaces it",
             )
         )  # fmt: skip
+
+
+def open_part(folder: int, part: str, mode: int = 0o600) -> int:
+    """A draft in an open folder, made or found again: nobody else writes it until it is closed. Raises RequestError (FORBIDDEN,
+    BUSY)."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    fd = os.open(part, flags, mode, dir_fd=folder)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            raise error(ErrorCode.FORBIDDEN, f"{part} is no file of ours", next="remove it, then get again")
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise error(ErrorCode.BUSY, "another get writes the same file", next="wait until it is done") from None
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _batches(

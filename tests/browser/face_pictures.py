@@ -55,7 +55,7 @@ def main(target: Path) -> None:
         chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM_FLAGS)
         for ending, theme in (("light", "JupyterLab Light"), ("dark", "JupyterLab Dark")):
             with lab_server(place, theme=theme) as server:
-                context = chromium.new_context(viewport={"width": 1140, "height": 1560}, device_scale_factor=1.5)
+                context = chromium.new_context(viewport={"width": 1140, "height": 1640}, device_scale_factor=1.5)
                 page = context.new_page()
                 page.set_default_timeout(2 * WAIT_MS)
                 take(page, server, target, ending)

@@ -50,6 +50,8 @@ def fill(place: House, folder: Path) -> None:
     for name in ("datasets", "checkpoints"):
         cellburst("volume", "create", name)
     cellburst("volume", "put", "datasets", str(files), "/digits")
+    cellburst("nfs", "create", "scratch")
+    cellburst("nfs", "put", "scratch", str(files / "labels.csv"), "/runs/")
     cellburst("secret", "create", "huggingface", "HF_TOKEN=hf_0123456789")
     cellburst("secret", "create", "warehouse", "PGHOST=db", "PGUSER=ann", "PGPASSWORD=0123456789")
     cell = {

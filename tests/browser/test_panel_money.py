@@ -50,7 +50,7 @@ def test_the_months_budget_is_a_bar_that_says_when_it_is_passed(panel: Panel) ->
     expect(meter).to_have_attribute("aria-valuetext", re.compile(r"^<?\$0\.\d+ of \$500\.00$"))
     expect(cost.locator(".cb-budget")).to_contain_text(re.compile(r"At what runs now it lasts \d+ days"))
     set_budget(panel, cost, "Change the budget of the month", "0.0000001")
-    expect(cost.get_by_role("alert")).to_contain_text("over the budget. Nothing is stopped by it")
+    expect(cost.get_by_role("alert")).to_contain_text("over the budget. Schedules run again next month")
     set_budget(panel, cost, "Change the budget of the month", "")
     expect(cost.get_by_role("button", name="Set a budget for the month")).to_be_visible()
 

@@ -105,6 +105,11 @@ def test_a_form_that_is_wrong_says_where_and_is_not_saved(notebook: Notebook) ->
     )
     form.get_by_label("Name").press("Enter")
     expect(form).to_be_visible(timeout=SOON)
+    form.get_by_label("GPU").fill("")
+    expect(form.get_by_label("Environment", exact=True)).to_have_value("frozen", timeout=SOON)
+    form.get_by_label("Image", exact=True).fill("gone.py:img")
+    expect(form.locator("[role=alert]", has_text="there is no file")).to_be_visible(timeout=SOON)
+    expect(form.get_by_label("Environment", exact=True)).to_have_count(0, timeout=SOON)
     close_form(notebook.page)
 
 

@@ -25,6 +25,7 @@ ROUTES = {r"/health": "/health", r"/metrics": "/metrics", r"/blobs/([^/]*)": f"/
           r"/volumes": "/volumes", r"/volumes/([^/]*)": "/volumes/data", r"/volumes/([^/]*)/files": "/volumes/data/files",
           r"/volumes/([^/]*)/commit": "/volumes/data/commit", r"/chunks/missing": "/chunks/missing", r"/chunks": "/chunks",
           r"/nfs": "/nfs", r"/nfs/([^/]*)": "/nfs/data", r"/nfs/([^/]*)/entries": "/nfs/data/entries",
+          r"/nfs/([^/]*)/size": "/nfs/data/size",
           r"/nfs/([^/]*)/file": "/nfs/data/file", r"/schedules/([^/]+)/notebook": "/schedules/s-1/notebook",
           r"/runs/([^/]+)/notebook": "/runs/r-1/notebook", r"/runs/([^/]+)/files/(.+)": "/runs/r-1/files/a/b"}  # fmt: skip
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")

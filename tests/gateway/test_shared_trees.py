@@ -11,13 +11,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from cellburst_gateway import app, nfs_routes
+from cellburst_gateway import app, nfs_routes, shared_trees
 from cellburst_gateway.config import GatewayConfig
 from cellburst_gateway.shared_trees import remove_trees
 from cellburst_gateway.store_rows import Owner, Role
 from cellburst_gateway.store_tokens import hash_token
 from cellburst_protocol.errors import ErrorCode
-from cellburst_protocol.network_file_systems import MAX_DEPTH, SharedEntries
+from cellburst_protocol.network_file_systems import MAX_DEPTH, SharedEntries, SharedSize
 from cellburst_protocol.states import EndReason
 from cellburst_protocol.volume_mounts import parse_volumes
 from tests.fakes.fake_kernel import FakeKernel
@@ -112,6 +112,27 @@ def test_what_a_container_goes_on_writing_goes_later(tmp_path: Path) -> None:
     finally:
         os.close(inner)
         os.close(top)
+
+
+async def test_the_size_of_all_it_holds(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = await made(house)
+
+    async def size() -> SharedSize:
+        return await client.good("GET", "/nfs/scratch/size", kind=SharedSize)
+
+    assert await size() == SharedSize()
+    await client.good("PUT", file("a/b/c"), b"x" * 1000)
+    await client.good("PUT", file("e"), b"x" * 50)
+    (root(house) / "link").symlink_to("/etc/passwd")
+    (root(house) / "to").symlink_to("/usr")
+    assert await size() == SharedSize(size_bytes=1050, files=2)
+    monkeypatch.setattr(shared_trees, "MAX_SIZED", 5)
+    assert not (await size()).whole
+    monkeypatch.undo()
+    nested(root(house), MAX_DEPTH + 2)
+    deep = await size()
+    assert (deep.whole, deep.files) == (False, 2 + MAX_DEPTH)
+    assert (await client.refused("GET", "/nfs/nobody/size")).code is ErrorCode.NOT_FOUND
 
 
 async def test_what_a_gateway_that_was_killed_left(

@@ -47,6 +47,22 @@ def test_another_shape_is_said(tmp_path: Path, uses: Any) -> None:
     assert "metadata" in why.value.info.message and "Use in this notebook" in why.value.info.next
 
 
+def test_a_path_is_in_the_line_as_it_was_given_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "n.ipynb"
+    given = {"/it's here": "sets", "/models": "nfs://m?ro", "/b": "s3://abc/x?secret=k&ro"}
+    write(path, {"volumes": given})
+    options = parse_cell_line(with_uses("gpu=A100", NotebookUses(str(path)).now(), frozenset()))
+    assert [(v.path, v.name, v.kind, v.read_only) for v in options.volumes or ()] == [
+        ("/it's here", "sets", "volume", False), ("/models", "nfs://m", "shared", True), ("/b", "s3://abc/x", "bucket", True),
+    ]  # fmt: skip
+    for bad in ("/a,b", "/a:b", "/a,/c:x", "data", "/usr/x"):
+        write(path, {"volumes": {bad: "sets"}})
+        with pytest.raises(CellburstError) as why:
+            NotebookUses(str(path)).now()
+        assert "the notebook's own volumes" in why.value.info.message and repr(bad) in why.value.info.message
+        assert "Use in this notebook" in why.value.info.next
+
+
 def test_what_is_no_notebook_uses_nothing(tmp_path: Path) -> None:
     for name, text in (
         ("half.ipynb", '{"metadata": {"cellb'),

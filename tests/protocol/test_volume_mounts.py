@@ -33,6 +33,12 @@ def test_what_cannot_be_is_refused_with_the_way_out(text: str) -> None:
     assert info.code is ErrorCode.BAD_ARGUMENT and info.allowed and len(info.message) < 300
 
 
+@pytest.mark.parametrize("path", ["/a,b", "/a:b", '/a"b', "/a,/b:c"])
+def test_a_path_that_no_line_could_say_is_refused_also_from_a_program(path: str) -> None:
+    with pytest.raises(CellburstError, match="no line could say it"):
+        check_mounts([VolumeMount(volume="", name="ds", path=path)])
+
+
 def test_there_is_a_most_of_them() -> None:
     mounts = [VolumeMount(volume="", name=f"v{n}", path=f"/v{n}") for n in range(MAX_VOLUMES + 1)]
     check_mounts(mounts[:-1])

@@ -10,14 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 from click.testing import CliRunner
 
 from cellburst import CloudBucketMount, NetworkFileSystem, Secret, Volume
 from cellburst import volume as module
 from cellburst.both import run
 from cellburst.cli import main
-from cellburst.exceptions import ErrorCode, PlatformError, RequestError
+from cellburst.exceptions import ErrorCode, PlatformError, RequestError, VolumeFileExists
 from cellburst.mounts import mounts_of
+from cellburst.nfs_get import get_shared
 from cellburst.volume_api import VolumeApi
 from cellburst.volume_files import FileEntryType
 from cellburst_gateway import nfs_routes
@@ -43,6 +45,20 @@ def shared() -> Iterator[NetworkFileSystem]:
     NetworkFileSystem.create("scratch")
     yield NetworkFileSystem.from_name("scratch")
     NetworkFileSystem.delete("scratch", allow_missing=True)
+
+
+class Told:
+    """A progress that counts."""
+
+    def __init__(self) -> None:
+        self.of = (0, 0)
+        self.moves: list[tuple[int, int]] = []  # of several threads
+
+    def begin(self, files: int, size_bytes: int) -> None:
+        self.of = (files, size_bytes)
+
+    def moved(self, files: int, size_bytes: int) -> None:
+        self.moves.append((files, size_bytes))
 
 
 def read(shared: NetworkFileSystem, path: str) -> bytes:
@@ -113,17 +129,93 @@ def test_the_command(shared: NetworkFileSystem, tmp_path: Path) -> None:
     assert nfs("get", "scratch", "d/a.txt", "-") == "hello"
     nfs("get", "scratch", "d/a.txt", str(tmp_path))
     assert (tmp_path / "a.txt").read_text() == "hello"
-    assert "there already" in nfs("get", "scratch", "d/a.txt", str(tmp_path), code=1)
+    assert "1 of them were there" in nfs("get", "scratch", "d/a.txt", str(tmp_path))
+    (tmp_path / "a.txt").write_text("mine")
+    assert "already" in nfs("get", "scratch", "d/a.txt", str(tmp_path), code=1)
+    assert (tmp_path / "a.txt").read_text() == "mine"
+    nfs("get", "scratch", "d/a.txt", str(tmp_path / "a.txt"), "--force")
+    assert (tmp_path / "a.txt").read_text() == "hello"
     assert not (tmp_path / "nothing").exists()
     nfs("get", "scratch", "nothing", str(tmp_path), code=1)
     assert not (tmp_path / "nothing").exists()
     nfs("rm", "scratch", "d", "-r")
-    assert "scratch" in nfs("list") and "a.txt" in nfs("ls", "scratch")
+    (row,) = json.loads(nfs("list", "--json"))
+    assert (row["name"], row["files"], row["size_bytes"], row["size_is_whole"]) == ("scratch", 2, 10, True)
+    assert "10 B" in nfs("list") and "a.txt" in nfs("ls", "scratch")
     nfs("delete", "scratch", "-y")
     assert "volumes=/data:nfs://other" in nfs("create", "other")
     nfs("create", "third")
     nfs("delete", "other", "-y")
     nfs("delete", "third", "-y")
+
+
+def test_a_folder_is_fetched_as_it_is_and_goes_on(
+    served: tuple[Gateway, VolumeApi], shared: NetworkFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = Path(served[0].hub.network_file_systems.folder_text("home")) / "scratch"
+    big = os.urandom(2_500_000)
+    for path, data in {"d/a": b"a", "d/deep/big": big, "d/zero": b"", "other": b"x"}.items():
+        shared.write_file(path, io.BytesIO(data))
+    (there / "d/empty").mkdir()
+    (there / "d/link").symlink_to("/etc/passwd")
+    os.mkfifo(there / "d/pipe")
+    shown = Told()
+    report = get_shared(served[1], "scratch", "/d", str(tmp_path), force=False, progress=shown)
+    assert {p.relative_to(tmp_path).as_posix(): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == {
+        "d/a": b"a", "d/deep/big": big, "d/zero": b"",
+    }  # fmt: skip
+    assert (tmp_path / "d/empty").is_dir() and sorted(report.skipped) == ["d/link", "d/pipe"]
+    assert (tmp_path / "d/a").stat().st_mtime == pytest.approx((there / "d/a").stat().st_mtime, abs=0.001)
+    assert shown.of == (3, len(big) + 1) == tuple(map(sum, zip(*shown.moves, strict=True)))
+
+    (tmp_path / "d/a").unlink()
+    asked: list[str] = []
+    stream = served[1].stream
+    monkeypatch.setattr(served[1], "stream", lambda verb, path: (asked.append(path), stream(verb, path))[1])
+    again = get_shared(served[1], "scratch", "d", str(tmp_path), force=False, progress=Told())
+    assert again.unchanged == 2 and [path.rpartition("=")[2] for path in asked] == ["d%2Fa"]
+
+    (tmp_path / "d/a").write_text("mine")
+    (there / "new").write_text("new")
+    with pytest.raises(VolumeFileExists, match="d/a"):
+        get_shared(served[1], "scratch", "/", str(tmp_path), force=False, progress=Told())
+    assert (tmp_path / "d/a").read_text() == "mine" and not (tmp_path / "new").exists()
+    get_shared(served[1], "scratch", "/", str(tmp_path), force=True, progress=Told())
+    assert [(tmp_path / name).read_text() for name in ("d/a", "new", "other")] == ["a", "new", "x"]
+
+    (tmp_path / "out").symlink_to(there)
+    (there / "out").mkdir()
+    (there / "out/x").write_text("x")
+    with pytest.raises(RequestError, match="in its way"):  # a link of ours is not written through
+        get_shared(served[1], "scratch", "out", str(tmp_path), force=True, progress=Told())
+
+
+def test_what_is_removed_while_it_is_fetched_is_named_and_what_breaks_off_leaves_nothing(
+    served: tuple[Gateway, VolumeApi], shared: NetworkFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        shared.write_file(name, io.BytesIO(name.encode()))
+    stream = served[1].stream
+
+    def removes(verb: str, path: str) -> Iterator[bytes]:
+        if path.endswith("=b"):
+            shared.remove_file("b")
+        return stream(verb, path)
+
+    def breaks(verb: str, path: str) -> Iterator[bytes]:
+        yield b"half"
+        raise ConnectionResetError(errno.ECONNRESET, "gone")
+
+    part = f".{blake3(b'/nfs/scratch/a').hexdigest()[:24]}.part"
+    (tmp_path / part).write_text("what a get that was killed left, longer than the file")
+    monkeypatch.setattr(served[1], "stream", removes)
+    report = get_shared(served[1], "scratch", "/", str(tmp_path), force=False, progress=Told())
+    assert report.gone == ["b"] and [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("a", "a")]
+    monkeypatch.setattr(served[1], "stream", breaks)
+    (tmp_path / "a").unlink()
+    with pytest.raises(PlatformError, match="cannot be written"):
+        get_shared(served[1], "scratch", "/", str(tmp_path), force=False, progress=Told())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_and_a_file_that_breaks_off(

@@ -11,6 +11,7 @@
     schedule_form.py what the form of a schedule begins with and says
     live.py          the WebSocket of a window: what runs, told at once and at most once a second
     volumes.py       REST: volumes and their files
+    shareds.py       REST: network file systems, which windows see as volumes without versions
     transfers.py     a file's chunks to and from the gateway, a few megabytes at a time
 
 Every route needs Jupyter's own login and the right to act on `cellburst`; what changes something needs its XSRF token too.

@@ -6,7 +6,7 @@ from typing import Any
 
 from jupyter_server.utils import url_path_join
 
-from . import actions, runs, schedules, volumes
+from . import actions, runs, schedules, shareds, volumes
 from .gateway import Gateway
 from .live import LiveHandler, Watcher
 from .schedule_books import Notebooks
@@ -22,6 +22,7 @@ def routes(gateway: Gateway, watcher: Watcher, options: CellburstServer) -> list
     both = {"gateway": gateway, "options": options}
     books = both | {"books": Notebooks(gateway)}
     files = both | {"volumes": Volumes(gateway)}
+    shared = files | {"shareds": shareds.Shareds(gateway)}
     return [
         (r"status", actions.StatusHandler, both),
         (r"start", actions.StartHandler, both),
@@ -49,6 +50,13 @@ def routes(gateway: Gateway, watcher: Watcher, options: CellburstServer) -> list
         (rf"volumes/{ONE}/chunks/missing", volumes.MissingHandler, files),
         (rf"volumes/{ONE}/files", volumes.FilesHandler, files),
         (rf"volumes/{ONE}/files/(.+)", volumes.FileHandler, files),
+        (r"nfs", shareds.SharedsHandler, shared),
+        (rf"nfs/{ONE}", shareds.SharedHandler, shared),
+        (rf"nfs/{ONE}/size", shareds.SharedSizeHandler, shared),
+        (rf"nfs/{ONE}/chunks", volumes.ChunksHandler, files),
+        (rf"nfs/{ONE}/chunks/missing", volumes.MissingHandler, files),
+        (rf"nfs/{ONE}/files", shareds.SharedFilesHandler, shared),
+        (rf"nfs/{ONE}/files/(.+)", shareds.SharedFileHandler, shared),
         (r"live", LiveHandler, {"watcher": watcher}),
     ]
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cellburst.chunk_folder import ChunkFolder
     from cellburst.endpoint import Endpoint
     from cellburst.link import Link
+    from cellburst.volume_api import VolumeApi
 
 REQUEST_SECONDS = 30.0
 PARK_SECONDS = 600.0  # tens of GB of memory go to a slow disk in that time
@@ -34,6 +35,7 @@ class Gateway:
         self._link: Link | None = None
         self._dialling = asyncio.Lock()
         self._http: AsyncHTTPClient | None = None
+        self._files: tuple[Endpoint, VolumeApi] | None = None
 
     async def start(self) -> None:
         """Start the user's own gateway unless one is configured or runs. Raises CellburstError (GATEWAY_DOWN)."""
@@ -92,6 +94,15 @@ class Gateway:
         link = await self._connected()
         assert link.welcome is not None
         return await asyncio.to_thread(ChunkFolder.of, link.welcome)
+
+    async def files(self) -> VolumeApi:
+        """For files that are streamed; its methods block. Raises CellburstError (GATEWAY_DOWN)."""
+        from cellburst.volume_api import VolumeApi
+
+        endpoint = await self.endpoint()
+        if self._files is None or self._files[0] != endpoint:  # it was started again: its folders may be others
+            self._files = endpoint, VolumeApi(lambda: endpoint)
+        return self._files[1]
 
     async def endpoint(self) -> Endpoint:
         """Where it is now. Raises CellburstError (GATEWAY_DOWN)."""

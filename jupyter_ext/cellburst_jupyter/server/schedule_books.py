@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from cellburst import schedule_freeze
+from cellburst.schedule_environment import Kept, describe_environment
 from cellburst_protocol import notebooks
 from cellburst_protocol.errors import CellburstError, ErrorCode, error
 from cellburst_protocol.messages import MirrorSpec
@@ -40,6 +41,11 @@ class Notebooks:
         self._environments = {k: v for k, v in self._environments.items() if now - v[0] < KEPT_ENVIRONMENT_SECONDS}
         self._environments[key] = (now, found)
         return found
+
+    async def kept(self, python: str, folder: Path, packs: Path, image: str = "") -> tuple[MirrorSpec, Kept]:
+        """An interpreter's environment as it is now, and what a schedule keeps of it; `image` is the file's that is kept too.
+        Raises as `cellburst.schedule_environment.describe_environment`."""
+        return await asyncio.to_thread(describe_environment, python, folder, packs, image)
 
     async def kept_notebook(self, schedule: str) -> bytes:
         """The notebook that a schedule keeps."""

@@ -47,6 +47,8 @@ class ScheduleText(msgspec.Struct, kw_only=True, omit_defaults=True):
     notify: list[str] = []
     folder: bool = True
     modal_cells: str = "own"
+    image: str = ""
+    environment: str = "frozen"
 
     def asked(self) -> Asked:
         """As the command line has it."""

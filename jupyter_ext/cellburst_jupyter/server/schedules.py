@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import inspect
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,12 @@ from jupyter_server.auth.decorator import authorized
 from tornado.web import HTTPError, authenticated
 
 from cellburst import schedule_freeze
-from cellburst.schedule_edit import edited, taken_over
+from cellburst.schedule_edit import asked_of, edited, image_to_read, taken_over
+from cellburst.schedule_environment import Kept, check_image_text
 from cellburst.scheduling import PUT_SECONDS, Draft, draft, when_of
 from cellburst_protocol import notebooks
 from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo, error
+from cellburst_protocol.images import packs as image_packs
 from cellburst_protocol.messages import (
     DeleteSchedule,
     Done,
@@ -38,7 +42,6 @@ from cellburst_protocol.messages import (
     ScheduleList,
     SchedulePreview,
 )
-from cellburst_protocol.schedules import ScheduleSpec
 
 from .. import notebook_uses
 from .base import Base
@@ -115,25 +118,55 @@ class ScheduleBase(Base):
         """A schedule, whole."""
         return await self.gateway.ask(GetSchedule(schedule=schedule), ScheduleInfo)
 
-    async def made(
-        self, path: Path, data: bytes, text: ScheduleText, *, fresh: bool, kept: ScheduleSpec | None = None
+    async def looked(
+        self, path: Path, data: bytes, text: ScheduleText, info: ScheduleInfo | None = None, *, take: bool = True
     ) -> tuple[Draft, list[str]]:
-        """What was typed and the notebook's bytes as a schedule, with the folder and the kernel's environment as they are now, or
-        with those that a schedule has `kept`."""
+        """What was typed and the notebook's bytes as a schedule, to be looked at: with the folder and the kernel's environment as
+        they are now, or unless `take` with those that the schedule keeps."""
+        kept = info.spec if info is not None and not take else None
         image, files = (kept.image, kept.files) if kept is not None else (None, None)
         python, notes = self.python_of(data) if image is None else ("", [])
-        image = image or await self.books.environment(python, path.parent, fresh=fresh)
-        return await asyncio.to_thread(draft, path, image, text.asked(), data, files), notes
+        image = image or await self.books.environment(python, path.parent, fresh=False)
+        asked = text.asked()
+        if info is not None:
+            await asyncio.to_thread(image_to_read, info.spec, asked, take=take)
+        elif asked.image:
+            await asyncio.to_thread(check_image_text, asked.image, path.parent)
+        return await asyncio.to_thread(draft, path, image, asked, data, files), notes
 
-    async def taken(self, info: ScheduleInfo, changes: dict[str, Any]) -> tuple[Draft, PutSchedule]:
+    async def made(self, path: Path, text: ScheduleText, packs: Path) -> Draft:
+        """A new schedule of a notebook, its folder, its kernel's environment and an image as they are now."""
+        data = await asyncio.to_thread(schedule_freeze.read_notebook, path)
+        python, _ = self.python_of(data)
+        asked = text.asked()
+        await asyncio.to_thread(
+            draft, path, await self.books.environment(python, path.parent, fresh=False), asked, data
+        )
+        image, beside = await self.books.kept(python, path.parent, packs, asked.image)
+        return await asyncio.to_thread(functools.partial(draft, path, image, asked, data, beside=beside))
+
+    async def taken(self, info: ScheduleInfo, changes: dict[str, Any], packs: Path) -> tuple[Draft, PutSchedule]:
         """A schedule with its notebook, folder and environment as they are now, and what was typed."""
         path = Path(info.row.notebook)
         data = await asyncio.to_thread(schedule_freeze.read_notebook, path)
         python, _ = self.python_of(data)
-        image = await self.books.environment(python, path.parent, fresh=True)
-        made = await asyncio.to_thread(taken_over, info, image, changes, data)
-        spec = msgspec.structs.replace(made.spec, recipe=info.spec.recipe)
-        return made, PutSchedule(spec=spec, schedule=info.row.id, revision=info.row.revision)
+        asked = dataclasses.replace(asked_of(info.spec), **changes)
+        named = await asyncio.to_thread(image_to_read, info.spec, asked, take=True)
+        image, beside = await self.books.kept(python, path.parent, packs, named)
+        made = await asyncio.to_thread(taken_over, info, image, changes, data, beside)
+        return made, PutSchedule(spec=made.spec, schedule=info.row.id, revision=info.row.revision)
+
+    async def changed(self, info: ScheduleInfo, text: ScheduleText, packs: Path) -> tuple[Kept, PutSchedule]:
+        """What was typed for a schedule that keeps its notebook; another image is read from its file."""
+        asked, beside = text.asked(), Kept()
+        named = await asyncio.to_thread(image_to_read, info.spec, asked, take=False)
+        if named:
+            assert info.spec.image is not None
+            folder = Path(info.row.notebook).parent
+            beside = (await self.books.kept(info.spec.image.executable, folder, packs, named))[1]
+            needed = {pack.hash for pack in image_packs(beside.recipe)} if beside.recipe is not None else set()
+            beside = dataclasses.replace(beside, files={h: path for h, path in beside.files.items() if h in needed})
+        return beside, edited(info, asked, beside)
 
     async def answer_schedule(self, info: ScheduleInfo) -> None:
         """Finish with a schedule for its editor."""
@@ -159,9 +192,11 @@ class SchedulesHandler(ScheduleBase):
         """Make one of a notebook as it is saved."""
         asked = self.body(SaveSchedule)
         path = await self.local_path(asked.path)
-        data = await asyncio.to_thread(schedule_freeze.read_notebook, path)
-        made, _ = await self.made(path, data, asked.text, fresh=True)
-        await self.answer_schedule(await save(self.gateway, made, PutSchedule(spec=made.spec)))
+        with packs_folder() as folder:
+            packs = Path(folder)
+            made = await self.made(path, asked.text, packs)
+            saved = await save(self.gateway, made.frozen, PutSchedule(spec=made.spec))
+        await self.answer_schedule(saved)
 
 
 class PreviewHandler(ScheduleBase):
@@ -192,14 +227,14 @@ class LookHandler(ScheduleBase):
         info = await self.info(asked.schedule) if asked.schedule else None
         path = Path(info.row.notebook) if info is not None else await self.local_path(asked.path)
         if info is not None and not asked.take:
-            data, kept = await self.books.kept_notebook(info.row.id), info.spec
+            data = await self.books.kept_notebook(info.row.id)
         else:
-            data, kept = await asyncio.to_thread(schedule_freeze.read_notebook, path), None
+            data = await asyncio.to_thread(schedule_freeze.read_notebook, path)
         text = asked.text or (text_of(info.spec) if info is not None else self._start(path))
         book = notebooks.read(data, path.name)
         problem: ErrorInfo | None = None
         try:
-            made, notes = await self.made(path, data, text, fresh=False, kept=kept)
+            made, notes = await self.looked(path, data, text, info, take=asked.take)
         except CellburstError as why:
             if asked.text is not None:
                 self.answer(Looked(text=text, notebook=str(path), parameters=_parameters(book), problem=why.info))
@@ -208,7 +243,7 @@ class LookHandler(ScheduleBase):
                 raise
             # The form opens all the same: that the files stay here is decided in it.
             problem = why.info
-            made, notes = await self.made(path, data, msgspec.structs.replace(text, folder=False), fresh=False)
+            made, notes = await self.looked(path, data, msgspec.structs.replace(text, folder=False))
         spec, image = made.spec, made.spec.image
         if asked.text is None and info is None:
             text = start_text(spec.name, spec.resources, {"secrets": text.secrets, "volumes": text.volumes})
@@ -243,13 +278,16 @@ class ScheduleHandler(ScheduleBase):
         """Change it: 409 when somebody else was faster."""
         asked = self.body(SaveSchedule)
         info = await self.info(schedule)
-        if asked.take:
-            made, message = await self.taken(info, dataclasses.asdict(asked.text.asked()))
-        else:
-            made, message = None, edited(info, asked.text.asked())
-        await self.answer_schedule(
-            await save(self.gateway, made, msgspec.structs.replace(message, revision=asked.revision))
-        )
+        with packs_folder() as folder:
+            packs = Path(folder)
+            if asked.take:
+                made, message = await self.taken(info, dataclasses.asdict(asked.text.asked()), packs)
+                files = made.frozen
+            else:
+                beside, message = await self.changed(info, asked.text, packs)
+                files = schedule_freeze.Frozen(Path(info.row.notebook), b"", "", sources=dict(beside.files))
+            saved = await save(self.gateway, files, msgspec.structs.replace(message, revision=asked.revision))
+        await self.answer_schedule(saved)
 
     @authenticated
     @authorized
@@ -273,8 +311,11 @@ class TakeHandler(ScheduleBase):
     @authorized
     async def post(self, schedule: str) -> None:
         """Keep the notebook, its folder and its environment as they are now; all else stays."""
-        made, message = await self.taken(await self.info(schedule), {})
-        await self.answer_schedule(await save(self.gateway, made, message))
+        with packs_folder() as folder:
+            packs = Path(folder)
+            made, message = await self.taken(await self.info(schedule), {}, packs)
+            saved = await save(self.gateway, made.frozen, message)
+        await self.answer_schedule(saved)
 
 
 class Paused(msgspec.Struct, kw_only=True):
@@ -299,11 +340,16 @@ class ScheduleRunsHandler(ScheduleBase):
         self.answer(await self.gateway.ask(RunSchedule(schedule=schedule), RunInfo))
 
 
-async def save(gateway: Gateway, made: Draft | None, message: PutSchedule) -> ScheduleInfo:
-    """Send what the gateway lacks of `made`, then the schedule."""
-    if made is not None:
+def packs_folder() -> tempfile.TemporaryDirectory[str]:
+    """Where packs lie until they were sent."""
+    return tempfile.TemporaryDirectory(prefix="cellburst-schedule-")
+
+
+async def save(gateway: Gateway, frozen: schedule_freeze.Frozen, message: PutSchedule) -> ScheduleInfo:
+    """Send what the gateway lacks of what was frozen, then the schedule."""
+    if frozen.hash or frozen.sources:
         blobs = await gateway.blobs()
-        await asyncio.to_thread(schedule_freeze.send, made.frozen, blobs)
+        await asyncio.to_thread(schedule_freeze.send, frozen, blobs)
     return await gateway.ask(message, ScheduleInfo, PUT_SECONDS)
 
 

@@ -152,7 +152,7 @@ class Volumes:
         """Publish new files, deletions and renames in one commit. Raises RequestError (CONFLICT with the paths that are there,
         NOT_FOUND, BAD_ARGUMENT)."""
         kept = await self._current(volume)
-        changes = {check_path(f.path): _entry(f) for f in asked.files}
+        changes = {check_path(f.path): entry_of(f) for f in asked.files}
         deleted: set[str] = set()
         for path in map(check_path, asked.deleted):
             below = _below(kept, path)
@@ -226,7 +226,8 @@ class Volumes:
         self._kept.pop(volume, None)
 
 
-def _entry(file: NewFile) -> FileEntry:
+def entry_of(file: NewFile) -> FileEntry:
+    """A file whose chunks were uploaded, as a volume has it. Raises RequestError (BAD_ARGUMENT)."""
     if sum(chunk.size_bytes for chunk in file.chunks) != file.size_bytes:
         raise error(ErrorCode.BAD_ARGUMENT, f"the chunks of {shown(file.path)} are not its {file.size_bytes} bytes")
     return FileEntry(

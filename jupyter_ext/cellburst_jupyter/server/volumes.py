@@ -18,12 +18,15 @@ from cellburst_protocol.volumes import ChunkHashes, CreateVolume, RenameVolume, 
 
 from .base import Base
 from .gateway import decoded
+from .settings import CellburstServer
 from .transfers import VolumeChange, Volumes
 
 MAX_PREVIEW_BYTES = 8 * 1024**2
 
 
-class _Volumes(Base):
+class VolumesBase(Base):
+    """A route of volumes, or of what a window sees as one."""
+
     def initialize(self, volumes: Volumes, **shared: Any) -> None:  # type: ignore[override]  # one more than the base
         """Tornado gives each handler these."""
         super().initialize(**shared)
@@ -36,7 +39,7 @@ class _Volumes(Base):
         return f"JupyterLab ({name})" if name and not name.startswith("Anonymous") else "JupyterLab"
 
 
-class VolumesHandler(_Volumes):
+class VolumesHandler(VolumesBase):
     """GET and POST volumes."""
 
     @authenticated
@@ -53,7 +56,7 @@ class VolumesHandler(_Volumes):
         self.answer(decoded(await self.gateway.fetch("POST", "/volumes", body), VolumeRow))
 
 
-class VolumeHandler(_Volumes):
+class VolumeHandler(VolumesBase):
     """PATCH and DELETE volumes/NAME."""
 
     @authenticated
@@ -75,7 +78,7 @@ class VolumeHandler(_Volumes):
         self.answer({})
 
 
-class ChunksHandler(_Volumes):
+class ChunksHandler(VolumesBase):
     """POST volumes/NAME/chunks."""
 
     @authenticated
@@ -85,7 +88,7 @@ class ChunksHandler(_Volumes):
         self.answer(await self.volumes.put_chunk(self.request.body))
 
 
-class MissingHandler(_Volumes):
+class MissingHandler(VolumesBase):
     """POST volumes/NAME/chunks/missing."""
 
     @authenticated
@@ -96,7 +99,7 @@ class MissingHandler(_Volumes):
         self.answer(decoded(await self.gateway.fetch("POST", "/chunks/missing", asked), ChunkHashes))
 
 
-class FilesHandler(_Volumes):
+class FilesHandler(VolumesBase):
     """GET and POST volumes/NAME/files."""
 
     @authenticated
@@ -110,17 +113,11 @@ class FilesHandler(_Volumes):
     async def post(self, name: str) -> None:
         """New files, deletions and renames, all or none."""
         asked = self.body(VolumeChange)
-        for file in asked.files:
-            if file.size_bytes > self.server_options.max_upload_bytes:
-                raise error(
-                    ErrorCode.TOO_LARGE, f"a file of {file.size_bytes:,} bytes",
-                    allowed=f"{self.server_options.max_upload_bytes:,} (CellburstServer.max_upload_bytes)",
-                    next="`cellburst volume put` takes larger ones",
-                )  # fmt: skip
+        check_size(asked, self.server_options)
         self.answer(await self.volumes.change(name, asked, self.by()))
 
 
-class FileHandler(_Volumes):
+class FileHandler(VolumesBase):
     """GET volumes/NAME/files/PATH."""
 
     @authenticated
@@ -131,3 +128,14 @@ class FileHandler(_Volumes):
         preview = self.get_query_argument("preview", "") == "1"
         limit = min(entry.size_bytes, MAX_PREVIEW_BYTES) if preview else entry.size_bytes
         await self.send_file(entry.path.rpartition("/")[2], limit, self.volumes.read(entry, limit))
+
+
+def check_size(asked: VolumeChange, options: CellburstServer) -> None:
+    """Raises RequestError (TOO_LARGE) where a file is larger than the operator allows."""
+    for file in asked.files:
+        if file.size_bytes > options.max_upload_bytes:
+            raise error(
+                ErrorCode.TOO_LARGE, f"a file of {file.size_bytes:,} bytes",
+                allowed=f"{options.max_upload_bytes:,} (CellburstServer.max_upload_bytes)",
+                next="`cellburst volume put` and `cellburst nfs put` take larger ones",
+            )  # fmt: skip
