@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
 from cellburst import schedule_freeze
-from cellburst.scheduling import PUT_SECONDS, Asked, draft, parameter_of
+from cellburst.image import Image
+from cellburst.schedule_environment import Kept, file_and_name, frozen_environment, image_in_file, with_image
+from cellburst.scheduling import PUT_SECONDS, Asked, Draft, draft, parameter_of
 from cellburst_protocol.errors import CellburstError, ErrorCode, error, from_info
 from cellburst_protocol.messages import (
     GetSchedule,
@@ -23,6 +26,7 @@ from cellburst_protocol.messages import (
     SchedulePreview,
 )
 
+from .cell_image import SHOWN_NAMES, image_names
 from .notebook import Notebook
 from .publish import tell
 
@@ -44,7 +48,43 @@ def run_schedule(notebook: Notebook, words: Sequence[str]) -> None:
     asked = parse_words(words)
     path = notebook_file(notebook)
     mirror = notebook.mirror(())
-    made = draft(path, mirror, asked)
+    with tempfile.TemporaryDirectory(prefix="cellburst-schedule-") as packs:
+        answer, changed = _put(notebook, draft(path, mirror, asked, beside=_kept(notebook, asked, path, Path(packs))))
+    saved = time.time() - path.stat().st_mtime
+    if saved > RECENT_SECONDS:
+        tell(
+            f"the notebook as it was saved {saved / 60:.0f} minutes ago is what runs: save it and run this again for the newest"
+        )
+    tell(f"{'changed' if changed else 'scheduled'}: {answer.row.name}, {answer.row.words}")
+    for moment in answer.next_unix_seconds[:3]:
+        tell(f"  {datetime.fromtimestamp(moment).astimezone():%a %Y-%m-%d %H:%M %Z}")
+    for line in answer.missing:
+        tell(line, warning=True)
+    tell(f"{answer.row.machine} must be on then, with its gateway up: `cellburst service install` sees to that")
+
+
+def _kept(notebook: Notebook, asked: Asked, path: Path, packs: Path) -> Kept:
+    """This kernel's environment, and the image that `image=` names: a variable, or one of a file."""
+    kept, name = frozen_environment(packs), asked.image
+    if not name:
+        return kept
+    if file_and_name(name)[0]:
+        return with_image(kept, image_in_file(name, path.parent), packs)
+    space = notebook.shell.user_ns
+    found = space.get(name)
+    if not isinstance(found, Image):
+        what = f"is a {type(found).__name__}" if name in space else "is no variable of this notebook"
+        known = ", ".join(image_names(space)[:SHOWN_NAMES])
+        raise error(
+            ErrorCode.BAD_ARGUMENT, f"image={name}: {name} {what}",
+            allowed="a variable that holds a cellburst.Image, or FILE.py:NAME" + (f": {known}" if known else ""),
+            next=f"for example {name} = cellburst.Image.debian_slim().pip_install(...) in a cell before",
+        )  # fmt: skip
+    return with_image(kept, found, packs)
+
+
+def _put(notebook: Notebook, made: Draft) -> tuple[ScheduleInfo, bool]:
+    """Save it; whether it was there before."""
     preview = notebook.hub.request(PreviewSchedule(when=made.spec.when))
     if isinstance(preview, SchedulePreview) and preview.problem is not None:
         raise from_info(preview.problem)
@@ -59,17 +99,7 @@ def run_schedule(notebook: Notebook, words: Sequence[str]) -> None:
     schedule_freeze.send(made.frozen, notebook.hub.blobs)
     answer = notebook.hub.request(message, timeout_seconds=PUT_SECONDS)
     assert isinstance(answer, ScheduleInfo)
-    saved = time.time() - path.stat().st_mtime
-    if saved > RECENT_SECONDS:
-        tell(
-            f"the notebook as it was saved {saved / 60:.0f} minutes ago is what runs: save it and run this again for the newest"
-        )
-    tell(f"{'changed' if earlier is not None else 'scheduled'}: {answer.row.name}, {answer.row.words}")
-    for moment in answer.next_unix_seconds[:3]:
-        tell(f"  {datetime.fromtimestamp(moment).astimezone():%a %Y-%m-%d %H:%M %Z}")
-    for line in answer.missing:
-        tell(line, warning=True)
-    tell(f"{answer.row.machine} must be on then, with its gateway up: `cellburst service install` sees to that")
+    return answer, earlier is not None
 
 
 def parse_words(words: Sequence[str]) -> Asked:

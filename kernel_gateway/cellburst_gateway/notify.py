@@ -224,6 +224,14 @@ def mail_text(told: dict[str, Any]) -> str:
         lines += [f"first due  {told['first_due']}", f"last due   {told['due']}", ""]
         lines += [f"Run it now: cellburst schedule run {shlex.quote(str(told['schedule']))}"]
         return "\n".join(lines) + "\n"
+    if told.get("event") == "budget_spent":
+        lines += [
+            f"due        {told['due']}",
+            "",
+            "Its further runs of this month are skipped as well, and nobody is told of those.",
+        ]
+        lines += [f"Run it all the same: cellburst schedule run {shlex.quote(str(told['schedule']))}"]
+        return "\n".join(lines) + "\n"
     lines += [
         f"due        {told['due']}",
         f"cost       ${told['cost_usd']} (reference prices)",

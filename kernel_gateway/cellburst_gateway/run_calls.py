@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo
 from cellburst_protocol.framing import Buffer
+from cellburst_protocol.images import ImageRecipe
 from cellburst_protocol.messages import CallEnded, CellRefused, Message, MirrorSpec, RunCell, SideReply
 from cellburst_protocol.schedules import RunReason, ScheduleSpec
 from cellburst_protocol.states import EndReason, SessionState
@@ -58,14 +59,15 @@ def why_gone(hub: Hub, log: RunLog, session: str) -> RunReason:
 
 
 class RunCalls:
-    """One attempt's. `machines`: its container is to have a link. `on_look` is awaited every LOOK_SECONDS of a call."""
+    """One attempt's. `machines`: its container is to have a link. `on_look` is awaited every LOOK_SECONDS of a call. `recipe` is
+    the image that it runs in, None for the live mirror."""
 
     def __init__(
         self, hub: Hub, session: Session, spec: ScheduleSpec, attempt: str, log: RunLog, kept: KeptFiles, detail: RunDetail,
-        on_look: Callable[[], Awaitable[None]],
+        on_look: Callable[[], Awaitable[None]], recipe: ImageRecipe | None = None,
     ) -> None:  # fmt: skip
         self._hub, self._spec, self._attempt, self._log, self._kept = hub, spec, attempt, log, kept
-        self._detail, self._on_look = detail, on_look
+        self._detail, self._on_look, self._recipe = detail, on_look, recipe
         self.session = session
         self.machines = False
         self.cost_usd = Decimal(0)  # of this attempt
@@ -104,7 +106,7 @@ class RunCalls:
         if spent is not None:
             raise Ended(spent)
         request = RunCell(
-            call=call, code=code, resources=resources, image=image, recipe=self._spec.recipe, keep_image=not first,
+            call=call, code=code, resources=resources, image=image, recipe=self._recipe, keep_image=not first,
             header={"msg_id": call, "msg_type": "execute_request", "session": self._attempt, "username": "schedule",
                     "version": "5.3"},
             execution_count=number, allow_stdin=False, volumes=self._spec.volumes or None if first else None,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import shlex
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,15 @@ import msgspec
 
 from cellburst_protocol import notebooks
 from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo
+from cellburst_protocol.images import ImageRecipe
 from cellburst_protocol.messages import MirrorSpec, SessionStream
 from cellburst_protocol.schedules import RunReason, RunState, ScheduleSpec
 from cellburst_protocol.states import EndReason, SessionState
 
 from .notebook_out import NotebookOut
+from .placer import RUNS
 from .run_calls import Ended, RunCalls, why_gone
-from .run_environment import environment_changes, told
+from .run_environment import Surroundings, chosen, machine_id, packs_of
 from .run_inside import NO_MACHINES, begin_code, wants_machines
 from .run_kept import KeptFiles
 from .run_log import RunLog
@@ -48,8 +51,10 @@ log = logging.getLogger(__name__)
 class RunDriver:
     """Drives one attempt. `drive` returns when it is over; `cancel` makes that soon."""
 
-    def __init__(self, hub: Hub, files: RunFiles, run: RunRecord, spec: ScheduleSpec) -> None:
-        self._hub, self._files, self._spec = hub, files, spec
+    def __init__(
+        self, hub: Hub, files: RunFiles, surroundings: Surroundings, run: RunRecord, spec: ScheduleSpec
+    ) -> None:  # fmt: skip
+        self._hub, self._files, self._surroundings, self._spec = hub, files, surroundings, spec
         self.run = run
         self.detail: RunDetail = detail_of(run)
         self._cancelled: RunReason | None = None
@@ -106,7 +111,15 @@ class RunDriver:
             log.exception("a run's end was not put away", extra={"run": self.run.id})
             self.detail.note(f"what the run left could not be put away: {type(problem).__name__}")
             await self.give_up()
-        return reason, explained(reason, self._spec, self.detail.cell, why) if reason is not RunReason.DONE else None
+        return reason, self._explained(reason, why) if reason is not RunReason.DONE else None
+
+    def _explained(self, reason: RunReason, why: ErrorInfo | None) -> ErrorInfo | None:
+        told = explained(reason, self._spec, self.detail.cell, why)
+        if told is not None and self.detail.environment == "frozen" and told.code is ErrorCode.IMAGE_BUILD:
+            name = shlex.quote(self._spec.name)
+            then = f"`cellburst schedule update {name}` takes the environment over as it is now"
+            return msgspec.structs.replace(told, next=f"{then}; `--environment live` always uses the live one")
+        return told
 
     async def give_up(self) -> None:
         """After a defect: nothing of it goes on and costs, whatever else was left. Tried until it is so."""
@@ -142,15 +155,12 @@ class RunDriver:
             run=self.run.id, schedule=self._spec.name, notebook=self._spec.notebook, due_unix_seconds=self.run.instant,
             attempt=self.run.attempt, state="starting",
         )  # fmt: skip
-        changes = told(await asyncio.to_thread(environment_changes, self._spec.image))
-        if changes:
-            self.detail.note(changes)
-            self._out.note(environment_changes=changes)
+        recipe = await self._environment()
         session = self._open()
         session.inner_secrets = frozenset(self._spec.cell_secrets)
         self._calls = RunCalls(
             self._hub, session, self._spec, self.attempt_name, self._log, self._kept, self.detail,
-            lambda: self._write(soon=True),
+            lambda: self._write(soon=True), recipe,
         )  # fmt: skip
         self._calls.cancelled = self._cancelled
         if self.run.session != session.id:
@@ -158,6 +168,24 @@ class RunDriver:
                 self.run.id, self.run.state, now=self._hub.clock.wall(), session=session.id, detail=self.detail.text()
             )
         await self._write()
+
+    async def _environment(self) -> ImageRecipe | None:
+        """What its session runs in, None for the live mirror; decided once in an attempt, and said in its record."""
+        spec, detail = self._spec, self.detail
+        if not detail.environment:
+            changes = await asyncio.to_thread(self._surroundings.changes, spec)
+            mine = self.run.owner.workspace
+            workers = [w for w in self._hub.fleet.workers.values() if w.reachable and w.owner.workspace == mine]
+            engines = [worker.inventory.engines[0] for worker in workers if worker.inventory.engines]
+            detail.environment, line = chosen(spec, changes, engines)
+            if line:
+                detail.note(line)
+                self._out.note(environment_changes=line)
+        self._out.note(environment=detail.environment)
+        if detail.environment == "live":
+            return None
+        await asyncio.to_thread(self._files.offer, self._hub.blobs, self.run.owner.workspace, packs_of(spec))
+        return spec.recipe if detail.environment == "image" or spec.frozen is None else spec.frozen.recipe
 
     def _new_log(self) -> RunLog:
         """The log of its cells; before they are known, of none."""
@@ -170,7 +198,7 @@ class RunDriver:
     def _open(self) -> Session:
         """The attempt's session: the one it has, or a new one. Raises Ended when it had one that is gone."""
         if not self.run.session:
-            asked = SessionStream(notebook=f"schedule:{self.run.schedule}", name=self.attempt_name, kernel_id=KERNEL_ID)
+            asked = SessionStream(notebook=f"{RUNS}{self.run.schedule}", name=self.attempt_name, kernel_id=KERNEL_ID)
             return self._hub.sessions.open(self.run.owner, asked)
         session = self._hub.sessions.get(self.run.session)
         if session is None:
@@ -233,6 +261,7 @@ class RunDriver:
         own = image.notebook_folder
         return msgspec.structs.replace(
             image, notebook_folder=str(folder), notebook_mode="folder", notebook_note="",
+            machine_id=machine_id() if image.machine_id else "",  # this machine's: another one since it was last started
             sys_path=[path for path in image.sys_path if path != own], extra_paths=[p for p in image.extra_paths if p != own],
         )  # fmt: skip
 
@@ -278,7 +307,7 @@ class RunDriver:
         if reason is not RunReason.DONE and cell is not None:
             self._out.ended(cell.index)
             if reason is not RunReason.RAISED or why is None or not why.message or not self._has_error(cell.index):
-                told = explained(reason, self._spec, cell.number, why)
+                told = self._explained(reason, why)
                 self._out.failed(
                     cell.index, f"Run{reason.value.title().replace('_', '')}", told.text() if told else reason.value
                 )

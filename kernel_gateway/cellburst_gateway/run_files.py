@@ -89,6 +89,25 @@ class RunFiles:
             )
         return data
 
+    def offer(self, blobs: BlobFolder, workspace: str, hashes: Iterable[str]) -> None:
+        """Make frozen files blobs of the workspace again, as far as they are not: those of an image that is about to be built,
+        which workers fetch there. Raises PlatformError (INTEGRITY, DISK_FULL)."""
+        for hash in blobs.missing(workspace, dict.fromkeys(hashes)):
+            try:
+                size_bytes = self.frozen_path(hash).stat().st_size
+                writer = blobs.writer(hash, size_bytes)
+                try:
+                    with self.frozen_path(hash).open("rb") as file:
+                        while chunk := file.read(COPY_BYTES):
+                            writer.write(chunk)
+                    writer.finish()
+                finally:
+                    writer.abandon()
+            except OSError:
+                what = f"a part of what the schedule keeps ({hash[:16]}) is gone"
+                raise error(ErrorCode.INTEGRITY, what, next="schedule the notebook again") from None
+            blobs.add_owner(workspace, hash)
+
     def sweep(self, wanted: set[str]) -> int:
         """Remove frozen files that nobody wants and that are not young; how many."""
         removed = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from typing import Literal
 
 import msgspec
 
@@ -35,6 +36,7 @@ class RunDetail(msgspec.Struct, kw_only=True, omit_defaults=True):
     free_starts: int = 0
     began_unix_seconds: float = 0.0
     spent_usd: str = "0"
+    environment: Literal["", "live", "frozen", "image"] = ""  # of this attempt's session
 
     def note(self, text: str) -> None:
         """Add a line, once."""
@@ -65,7 +67,7 @@ def row_of_run(run: RunRecord, name: str) -> RunRow:
         attempt=run.attempt, session=run.session, created_unix_seconds=run.created, started_unix_seconds=run.started,
         ended_unix_seconds=run.ended, cost_usd=format(run.cost_usd, "f"), cells_count=detail.cells_count,
         cells_done_count=detail.cells_done, cell=detail.cell, notes=detail.notes, files=detail.files,
-        has_notebook=detail.has_notebook, tell_jupyter=detail.tell_jupyter,
+        has_notebook=detail.has_notebook, tell_jupyter=detail.tell_jupyter, environment=detail.environment,
     )  # fmt: skip
 
 

@@ -7,10 +7,12 @@ hangs on the newest one's row, which says in words how many there were and when.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
+
+import msgspec
 
 from cellburst_protocol.errors import ErrorCode, ErrorInfo
 from cellburst_protocol.schedules import RUN_END_STATE, Notify, RunReason, RunState, ScheduleSpec
@@ -92,6 +94,19 @@ def tell_end(
     succeeded = reason is RunReason.DONE
     body = _body(spec, run.id, run.attempt, reason, why, run.instant, cost, now)
     return _tells_jupyter(spec, succeeded), _deliveries(spec, succeeded, body, new_id)
+
+
+def tell_budget(
+    run: RunRecord, spec: ScheduleSpec, why: ErrorInfo, told: Set[str], new_id: Callable[[str], str], now: float
+) -> tuple[bool, list[Told], frozenset[str]]:
+    """That the month's budget is spent: whether JupyterLab is to say it, who else is told, and all that were told then. Who was
+    told already (`told`) hears no more of it."""
+    wanted = {f"{one.channel}:{one.target}" for one in spec.notify if _wants(one, False)}
+    fresh = [one for one in spec.notify if f"{one.channel}:{one.target}" not in told]
+    body = _body(spec, run.id, run.attempt, RunReason.MONTH_BUDGET, why, run.instant, Decimal(0), now)
+    body |= {"event": "budget_spent"}
+    only = msgspec.structs.replace(spec, notify=fresh)
+    return _tells_jupyter(only, False), _deliveries(only, False, body, new_id), frozenset({*told, *wanted})
 
 
 def _wants(one: Notify, succeeded: bool) -> bool:

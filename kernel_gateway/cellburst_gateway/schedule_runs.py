@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import shlex
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -26,11 +27,13 @@ from cellburst_protocol.schedules import (
 )
 
 from . import schedule_times as times
+from .month_budget import TOLD, MonthBudget, Over, told_text
 from .notify import Notifier
 from .run_driver import RunDriver
+from .run_environment import Surroundings, packs_of
 from .run_files import RunFiles
 from .run_rules import again_after, detail_of
-from .run_told import MissedSoFar, missed_before, missed_now, tell_end, tell_missed
+from .run_told import MissedSoFar, missed_before, missed_now, tell_budget, tell_end, tell_missed
 from .scheduler import Planned, Standing, Watch, decide
 from .store_schedules import RunRecord, ScheduleRecord
 
@@ -64,9 +67,11 @@ class ScheduleRuns:
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self.files = RunFiles(hub.config.data_folder)
+        self.surroundings = Surroundings(self.files.frozen_path)
         self._watch = Watch()
         self._live: dict[str, Live] = {}
         self._notifier = Notifier(hub)
+        self._budget = MonthBudget(hub)
         self._swept_at: float | None = None
         self._machine = socket.gethostname()
         hub.metrics.counter(
@@ -126,10 +131,13 @@ class ScheduleRuns:
                 live.record = record
             self._aim(live)
             live.stats = None
-            if ends_earlier:
+            over = self._budget.over(live.record.owner.workspace) if any(row.state in ACTIVE for row in rows) else None
+            if ends_earlier and over is None:
                 self._cancel_all(live, RunReason.REPLACED)
             for row in rows:
-                if row.state in ACTIVE:
+                if row.state in ACTIVE and over is not None:
+                    self._skip(live, row, over, wall)
+                elif row.state in ACTIVE:
                     live.runs.append(row)
                 else:
                     self._hub.metrics.add("cellburst_runs_total", reason=row.reason.value if row.reason else "")
@@ -170,15 +178,40 @@ class ScheduleRuns:
         run = live.runs[0]
         if run.state is RunState.QUEUED and detail_of(run).not_before > wall:
             return
+        if (
+            run.state is RunState.QUEUED and run.attempt == 1 and not run.by_hand
+        ):  # it waited, or an earlier gateway recorded it
+            over = self._budget.over(run.owner.workspace)
+            if over is not None:
+                live.runs = live.runs[1:]
+                self._skip(live, run, over, wall)
+                return
         if run.state is RunState.QUEUED:
             run = live.runs[0] = self._hub.store.move_run(
                 run.id, RunState.STARTING, now=wall, spec=msgspec.json.encode(live.spec).decode()
             )
-        driver = live.driver = RunDriver(self._hub, self.files, run, spec_of(run.spec))
+        driver = live.driver = RunDriver(self._hub, self.files, self.surroundings, run, spec_of(run.spec))
         log.info(
             "run starts", extra={"run": run.id, "attempt": run.attempt, "late_seconds": round(wall - run.instant, 3)}
         )
         self._hub.spawn(self._drive(live, driver))
+
+    def _skip(self, live: Live, run: RunRecord, over: Over, wall: float) -> None:
+        """The month's budget is spent: the run is none. Who is to hear of that hears it once of each budget."""
+        why = over.why(shlex.quote(live.spec.name))
+        detail, owner = detail_of(run), live.record.owner
+        with self._hub.store.together():
+            known = self._budget.told(owner.workspace, over)
+            detail.tell_jupyter, tell, told = tell_budget(run, live.spec, why, known, new_id, wall)
+            self._hub.store.end_run(
+                run.id, RunReason.MONTH_BUDGET, now=wall, error=why, detail=detail.text(), tell=tell
+            )
+            if told != known:
+                self._hub.store.set_setting(owner, TOLD, told_text(over, told), now=wall)
+        live.stats = None
+        self._notifier.next_look = 0.0
+        self._hub.metrics.add("cellburst_runs_total", reason=RunReason.MONTH_BUDGET.value)
+        log.info("run skipped: the month's budget is spent", extra={"run": run.id, "schedule": live.record.id})
 
     async def _drive(self, live: Live, driver: RunDriver) -> None:
         try:
@@ -212,6 +245,7 @@ class ScheduleRuns:
                     detail.free_starts += free
                     detail.cells_done = detail.cell = 0
                     detail.began_unix_seconds = 0.0
+                    detail.environment = ""
                     detail.files = []
                     detail.note(
                         f"attempt {run.attempt} {reason.value.replace('_', ' ')}: {why.message if why else 'tried again'}"
@@ -271,7 +305,7 @@ class ScheduleRuns:
 
 
 def hashes_of(spec: ScheduleSpec) -> Iterable[str]:
-    return [spec.notebook_hash, *(file.hash for file in spec.files)]
+    return [spec.notebook_hash, *(file.hash for file in spec.files), *packs_of(spec)]
 
 
 def spec_of(text: str) -> ScheduleSpec:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import platform
 from collections.abc import Mapping
 from dataclasses import replace
 from decimal import Decimal
@@ -14,6 +13,7 @@ import msgspec
 
 from cellburst_protocol import notebooks
 from cellburst_protocol.errors import CellburstError, ErrorCode, error
+from cellburst_protocol.images import secrets_of as secrets_of_steps
 from cellburst_protocol.messages import (
     PreviewSchedule,
     PutSchedule,
@@ -35,8 +35,9 @@ from cellburst_protocol.schedules import (
 from . import cron, cron_words
 from . import schedule_times as times
 from .cell_volumes import check_bucket_endpoints
+from .images import checked
 from .notify import NO_MAIL
-from .run_environment import environment_changes
+from .run_environment import machine_id
 from .run_rules import row_of_run
 from .schedule_forecast import MEAN_OF, forecast
 from .schedule_runs import Live, ScheduleRuns, hashes_of, new_id
@@ -58,13 +59,17 @@ class Schedules(ScheduleRuns):
                 old = before.spec
                 spec = msgspec.structs.replace(
                     spec, notebook_hash=old.notebook_hash, notebook_size_bytes=old.notebook_size_bytes, files=old.files,
-                    with_folder=old.with_folder, image=spec.image or old.image, recipe=spec.recipe or old.recipe,
+                    with_folder=old.with_folder, image=spec.image or old.image, frozen=old.frozen,
                 )  # fmt: skip
         wall = self._hub.clock.wall()
         check_spec(spec)
         same_times = before is not None and before.spec.when == spec.when
         spec = msgspec.structs.replace(spec, when=times.checked_when(spec.when, 0 if same_times else wall))
-        self._check_machine(spec)
+        if (
+            before is None or spec.image != before.spec.image
+        ):  # its own was checked, before this machine was started again
+            self._check_machine(spec)
+        _check_recipes(spec)
         notebook = await asyncio.to_thread(self._freeze, owner.workspace, spec)
         spec = _with_cells(spec, notebook)
         check_bucket_endpoints(self._hub, spec.volumes)
@@ -103,7 +108,7 @@ class Schedules(ScheduleRuns):
 
     def _check_machine(self, spec: ScheduleSpec) -> None:
         theirs = spec.image.machine_id if spec.image is not None else ""
-        if theirs and theirs != _machine_id():
+        if theirs and theirs != machine_id():
             raise error(
                 ErrorCode.NOT_YET, f"the notebook's environment is not on the gateway's machine ({self._machine})",
                 next="schedule it from a kernel or a command line on that machine: others are not in this version",
@@ -122,7 +127,7 @@ class Schedules(ScheduleRuns):
     async def looked_at(self, workspace: str, wanted: str) -> ScheduleInfo:
         """`get`, with what is installed differently now."""
         info = self.get(workspace, wanted)
-        info.environment_changes = await asyncio.to_thread(environment_changes, info.spec.image)
+        info.environment_changes = await asyncio.to_thread(self.surroundings.changes, info.spec)
         return await self._with_missing(workspace, info)
 
     async def _with_missing(self, workspace: str, info: ScheduleInfo) -> ScheduleInfo:
@@ -317,9 +322,17 @@ def _with_cells(spec: ScheduleSpec, notebook: Mapping[str, Any]) -> ScheduleSpec
     )
 
 
+def _check_recipes(spec: ScheduleSpec) -> None:
+    """Raises RequestError (BAD_ARGUMENT, TOO_LARGE) for an image that can be none."""
+    checked(spec.recipe)
+    if spec.frozen is not None:
+        checked(spec.frozen.recipe)
+
+
 def secrets_of(spec: ScheduleSpec) -> list[str]:
-    """Names of the secrets that a run or one of its cells is given."""
-    return sorted({use.partition(":")[0] for use in (*spec.secrets, *spec.cell_secrets)})
+    """Names of the secrets that a run, one of its cells, or a step of its image is given."""
+    built = secrets_of_steps(spec.recipe.steps) if spec.recipe is not None else []
+    return sorted({use.partition(":")[0] for use in (*spec.secrets, *spec.cell_secrets, *built)})
 
 
 def volumes_of(spec: ScheduleSpec) -> list[str]:
@@ -329,13 +342,3 @@ def volumes_of(spec: ScheduleSpec) -> list[str]:
 
 def _state(text: str) -> Literal["active", "paused", "done"]:
     return "paused" if text == "paused" else "done" if text == "done" else "active"
-
-
-def _machine_id() -> str:
-    """As `cellburst_jupyter.environment.machine_id` has it: the same for who sees the same files on the same machine."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-    except OSError:
-        boot = platform.node()
-    root = Path("/").stat()
-    return f"{boot}:{root.st_dev}:{root.st_ino}"

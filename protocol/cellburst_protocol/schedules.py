@@ -69,6 +69,16 @@ class FrozenFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     executable: bool = False
 
 
+class FrozenEnvironment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The environment as it was when it was scheduled, to be built again: the steps of its mirror, with every package's version
+    and the sources of what is installed as editable. `roots` are the folders that those came from; the pack `sources` (its hash)
+    has them as `0/`, `1/` ... Our own packages are in it too, and in none of `roots`: an update of ours changes nothing."""
+
+    recipe: ImageRecipe
+    roots: list[str] = []
+    sources: str = ""
+
+
 class ScheduleSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Everything that a run needs, and when. `notebook` is the path on its owner's machine, which a run never touches;
     `notebook_hash` the blob of the notebook as it was scheduled; `with_folder` says that the files beside it go along.
@@ -80,6 +90,10 @@ class ScheduleSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     `modal_cells`: cells that begin with `%%modal` have sessions of their own, with what their lines ask for ("own"), or run with
     all others in the run's own session ("same"). `resources`, `secrets` and `volumes` are of the run's own session;
     `cell_secrets` and `cell_volumes` name what the lines ask for beside: their cells get no other secret.
+
+    `recipe` is the image that the run's own session has; `image_name` is how its owner said it. Without one it has the
+    notebook's environment: with `environment` "frozen" as it was, which is the live one (`image`) while that has not changed,
+    else one that is built from `frozen`; with "live" whatever is there, as where it could not be kept (`frozen` is None).
     """
 
     name: str
@@ -93,6 +107,9 @@ class ScheduleSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     modal_cells: Literal["own", "same"] = "own"
     image: MirrorSpec | None = None
     recipe: ImageRecipe | None = None
+    image_name: str = ""
+    environment: Literal["frozen", "live"] = "frozen"
+    frozen: FrozenEnvironment | None = None
     secrets: list[str] = []
     volumes: list[VolumeMount] = []
     cell_secrets: list[str] = []
@@ -124,7 +141,8 @@ class RunState(enum.StrEnum):
 
 
 RUN_TRANSITIONS: dict[RunState, frozenset[RunState]] = {
-    RunState.QUEUED: frozenset({RunState.STARTING, RunState.FAILED, RunState.CANCELLED}),
+    # Skipped: the month's budget is spent when its turn comes.
+    RunState.QUEUED: frozenset({RunState.STARTING, RunState.FAILED, RunState.CANCELLED, RunState.SKIPPED}),
     RunState.STARTING: frozenset(
         {RunState.QUEUED, RunState.RUNNING, RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.LOST}
     ),
@@ -159,6 +177,7 @@ class RunReason(enum.StrEnum):
     GATEWAY_STOPPED = "gateway_stopped"
     OVERLAP = "overlap"  # skipped: an earlier one still ran
     QUEUE_FULL = "queue_full"  # skipped: too many waited already
+    MONTH_BUDGET = "month_budget"  # skipped: what the workspace means to spend in this month is spent
     GATEWAY_DOWN = "gateway_down"  # missed: no gateway ran then
     CLOCK = "clock"  # missed: the machine slept, or its clock was set forward
     LATE = "late"  # missed: noticed too late for another reason
@@ -172,6 +191,7 @@ RUN_END_STATE: dict[RunReason, RunState] = {
     RunReason.STOPPED: RunState.CANCELLED, RunReason.CANCELLED: RunState.CANCELLED, RunReason.REPLACED: RunState.CANCELLED,
     RunReason.DELETED: RunState.CANCELLED, RunReason.WORKER_LOST: RunState.LOST, RunReason.CONTAINER_LOST: RunState.LOST,
     RunReason.GATEWAY_STOPPED: RunState.LOST, RunReason.OVERLAP: RunState.SKIPPED, RunReason.QUEUE_FULL: RunState.SKIPPED,
+    RunReason.MONTH_BUDGET: RunState.SKIPPED,
     RunReason.GATEWAY_DOWN: RunState.MISSED, RunReason.CLOCK: RunState.MISSED, RunReason.LATE: RunState.MISSED,
     RunReason.NEWER: RunState.MISSED,
 }  # fmt: skip
@@ -193,6 +213,8 @@ class RunRow(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     `cells_done_count` of `cells_count` have ended; `cell` is the number (from 1, over all cells) of the one that runs or failed.
     `files` are those that it wrote and that are kept. `tell_jupyter`: the schedule asks that JupyterLab says how it ended.
+    `environment` is what its own session has: this machine's as it is ("live"), one that was built from what was kept ("frozen"),
+    or the schedule's image; "" until that is known.
     """
 
     id: str
@@ -218,6 +240,7 @@ class RunRow(msgspec.Struct, kw_only=True, omit_defaults=True):
     files: list[FileChange] = []
     has_notebook: bool = False
     tell_jupyter: bool = False
+    environment: Literal["", "live", "frozen", "image"] = ""
 
 
 class Forecast(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -277,6 +300,8 @@ def check_spec(spec: ScheduleSpec) -> None:
         )
     if spec.image is None:
         raise bad("the schedule does not say what environment it runs in", "the notebook's own (`image`)")
+    if len(spec.image_name) > 4096:
+        raise bad("an image with a name that long", "the name of a variable, or FILE.py:NAME")
     _check_files(spec.files)
     for one in spec.notify:
         _check_notify(one)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import tempfile
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +27,15 @@ from cellburst_protocol.messages import (
     SchedulePreview,
 )
 from cellburst_protocol.peer import Peer
-from cellburst_protocol.schedules import Forecast, ScheduleRow, When
+from cellburst_protocol.schedules import Forecast, ScheduleRow, ScheduleSpec, When
 
 from .blobs import BlobClient
 from .cli_common import ask, err, out, shows_errors
 from .cli_schedule_ask import ask_one, get_schedule, time_text, with_blobs
 from .cli_schedule_runs import cancel, history, open_run, run
 from .money import usd_text
-from .schedule_edit import notebook_state, taken_over
-from .schedule_environment import describe_environment
+from .schedule_edit import asked_of, image_to_read, notebook_state, taken_over
+from .schedule_environment import describe_environment, file_and_name
 from .scheduling import Asked, Draft, draft, local_timezone, parameter_of, send
 
 
@@ -90,6 +92,16 @@ for command in (run, cancel, history, open_run):
     "--modal-cells", default="own", show_default=True, type=click.Choice(["own", "same"]),
     help="%%modal cells: on machines of their own, or all cells in one session.",
 )  # fmt: skip
+@click.option(
+    "--image",
+    default="",
+    metavar="FILE.py:NAME",
+    help="Run in this cellburst.Image. Default: the notebook's environment.",
+)
+@click.option(
+    "--environment", default="frozen", show_default=True, type=click.Choice(["frozen", "live"]),
+    help="The notebook's environment as it is now, also when it has changed; or as it is when it runs.",
+)  # fmt: skip
 @click.option("--no-folder", is_flag=True, help="Keep the notebook only, without the files beside it.")
 @click.option(
     "--python", default=sys.executable, help="The interpreter whose environment the run has. Default: this one."
@@ -102,10 +114,32 @@ def create(
 ) -> None:
     """Schedule NOTEBOOK as it is now, with its folder and environment."""
     path = notebook.expanduser().absolute()
+    given["image"] = _absolute_image(given["image"])
     asked = Asked(parameters=dict(parameter_of(text) for text in parameters), folder=not no_folder, **given)
-    with err.status("reading the notebook, its folder and its environment…"):
-        made = draft(path, describe_environment(python, path.parent), asked)
-    _show_findings(made, yes)
+    with tempfile.TemporaryDirectory(prefix="cellburst-schedule-") as packs:
+        with err.status("reading the notebook, its folder and its environment…"):
+            image, beside = describe_environment(python, path.parent, Path(packs), asked.image)
+            made = draft(path, image, asked, beside=beside)
+        _show_findings(made, yes)
+        answer = with_blobs(_creation(made, update))
+    out.print(f"{answer.row.name}: {answer.row.words}", markup=False)
+    for moment in answer.next_unix_seconds[:3]:
+        out.print(f"  {time_text(moment)}", markup=False)
+    _show_missing(answer)
+    out.print(
+        f"{answer.row.machine} must be on then, with its gateway up: `cellburst service install` sees to that",
+        markup=False,
+    )
+
+
+def _absolute_image(text: str) -> str:
+    """As it was typed in this folder; a schedule looks from its notebook's."""
+    file, name = file_and_name(text)
+    return f"{Path(file).absolute()}{':' if name else ''}{name}" if file else text
+
+
+def _creation(made: Draft, update: bool) -> Callable[[Peer, BlobClient], Awaitable[ScheduleInfo]]:
+    """The question that makes it, or changes the one of its name."""
 
     async def question(peer: Peer, blobs: BlobClient) -> ScheduleInfo:
         preview = await peer.request(PreviewSchedule(when=made.spec.when))
@@ -122,15 +156,7 @@ def create(
                     raise
         return await send(peer, blobs, made, lambda line: err.print(line, style="dim", markup=False), edits=edits)
 
-    answer = with_blobs(question)
-    out.print(f"{answer.row.name}: {answer.row.words}", markup=False)
-    for moment in answer.next_unix_seconds[:3]:
-        out.print(f"  {time_text(moment)}", markup=False)
-    _show_missing(answer)
-    out.print(
-        f"{answer.row.machine} must be on then, with its gateway up: `cellburst service install` sees to that",
-        markup=False,
-    )
+    return question
 
 
 @schedule.command()
@@ -143,14 +169,17 @@ def update(name: str, python: str, yes: bool) -> None:
     info = get_schedule(name)
     assert info.spec.image is not None
     folder = Path(info.spec.notebook).parent
-    with err.status("reading the notebook, its folder and its environment…"):
-        made = taken_over(info, describe_environment(python or info.spec.image.executable, folder))
-    _show_findings(made, yes)
 
     async def question(peer: Peer, blobs: BlobClient) -> ScheduleInfo:
         return await send(peer, blobs, made, lambda line: err.print(line, style="dim", markup=False), edits=info)
 
-    answer = with_blobs(question)
+    with tempfile.TemporaryDirectory(prefix="cellburst-schedule-") as packs:
+        with err.status("reading the notebook, its folder and its environment…"):
+            named = image_to_read(info.spec, asked_of(info.spec), take=True)
+            image, beside = describe_environment(python or info.spec.image.executable, folder, Path(packs), named)
+            made = taken_over(info, image, beside=beside)
+        _show_findings(made, yes)
+        answer = with_blobs(question)
     same = answer.spec.notebook_hash == info.spec.notebook_hash
     done = "the notebook is as it was" if same else "the notebook is taken over"
     out.print(f"{answer.row.name}: {done}; revision {answer.row.revision}", markup=False)
@@ -228,7 +257,8 @@ def show(name: str, as_json: bool) -> None:
     lines += [("parameters", json.dumps(spec.parameters))] if spec.parameters else []
     lines += [("secrets", ", ".join(row.secrets))] if row.secrets else []
     lines += [("volumes", ", ".join(row.volumes))] if row.volumes else []
-    lines += [("modal cells", "in the run's own session")] if spec.modal_cells == "same" else []
+    lines += [("runs in", runs_in(spec))]
+    lines += [("%%modal", "in the run's own session")] if spec.modal_cells == "same" else []
     lines += [("retries", str(spec.retries))] if spec.retries else []
     for title, text in lines:
         out.print(f"{title:<11}{text}", markup=False)
@@ -246,6 +276,24 @@ def show(name: str, as_json: bool) -> None:
         out.print("the environment has changed since:", style="yellow")
         for line in answer.environment_changes:
             out.print(f"  {line}", markup=False)
+        if spec.environment == "frozen" and spec.frozen is not None:
+            name = shlex.quote(row.name)
+            out.print(
+                f"runs have it as it was; `cellburst schedule update {name}` takes it over", style="dim", markup=False
+            )
+
+
+def runs_in(spec: ScheduleSpec) -> str:
+    """What the run's own session has, in words."""
+    if spec.recipe is not None:
+        return f"image {spec.image_name} ({len(spec.recipe.steps)} steps), as it was when it was scheduled"
+    assert spec.image is not None
+    python = f"Python {spec.image.python_version}, {spec.image.executable}"
+    if spec.environment == "live":
+        return f"{python}, as it is then"
+    return f"{python}, " + (
+        "as it was when it was scheduled" if spec.frozen is not None else "as it is then: it could not be kept"
+    )
 
 
 def _show_missing(answer: ScheduleInfo) -> None:

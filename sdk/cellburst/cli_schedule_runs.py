@@ -78,6 +78,9 @@ def history(name: str, count: int, as_json: bool) -> None:
         out.print("no runs yet")
 
 
+_RAN_IN = {"frozen": "environment: built as it was when it was scheduled", "image": "environment: the schedule's image"}
+
+
 def _run_text(row: RunRow) -> str:
     took = ""
     if row.started_unix_seconds is not None and row.ended_unix_seconds is not None:
@@ -91,7 +94,9 @@ def _run_text(row: RunRow) -> str:
     lines = ["".join(parts)]
     if row.error is not None:
         lines.append(f"    {row.error.message}")
+    lines += [f"    next: {row.error.next}"] if row.error is not None and row.error.next else []
     lines += [f"    {note}" for note in row.notes]
+    lines += [f"    {_RAN_IN[row.environment]}"] if row.environment in _RAN_IN else []
     lines += [f"    wrote {file.path} ({file.size_bytes:,} bytes)" for file in row.files]
     return "\n".join(lines)
 

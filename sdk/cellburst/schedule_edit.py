@@ -22,6 +22,7 @@ from cellburst_protocol.resources import Resources
 from cellburst_protocol.schedules import Notify, ScheduleSpec, When
 from cellburst_protocol.volume_mounts import text_of
 
+from .schedule_environment import NOTHING, Kept, check_image_text, file_and_name
 from .scheduling import Asked, Draft, draft, spec_of, when_of
 
 
@@ -42,7 +43,7 @@ def asked_of(spec: ScheduleSpec) -> Asked:
         budget=f"${spec.budget_usd}" if spec.budget_usd is not None else "", overlap=spec.overlap, missed=spec.missed,
         missed_window=f"{spec.missed_window_seconds:.15g}s" if spec.missed_window_seconds else "0", keep_runs=spec.keep_runs,
         keep_days=spec.keep_days, notify=[notify_text(one) for one in spec.notify], folder=spec.with_folder,
-        modal_cells=spec.modal_cells,
+        modal_cells=spec.modal_cells, image=spec.image_name, environment=spec.environment,
     )  # fmt: skip
 
 
@@ -52,27 +53,44 @@ def notify_text(one: Notify) -> str:
     return (one.target or one.channel) + only
 
 
-def edited(info: ScheduleInfo, asked: Asked) -> PutSchedule:
-    """The request that changes what was asked for and keeps what is frozen. Raises RequestError (BAD_ARGUMENT)."""
+def image_to_read(spec: ScheduleSpec, asked: Asked, *, take: bool) -> str:
+    """The file's image that is to be read anew for an edit, "" for none: with `take` also where it has the same name as before.
+    Raises RequestError (BAD_ARGUMENT, NOT_FOUND) for a name that is no file's, unless it is the one that is kept."""
+    text = asked.image.strip()
+    if not text or (text == spec.image_name and not (take and file_and_name(text)[0])):
+        return ""
+    check_image_text(text, Path(spec.notebook).parent)
+    return text
+
+
+def edited(info: ScheduleInfo, asked: Asked, beside: Kept = NOTHING) -> PutSchedule:
+    """The request that changes what was asked for and keeps what is frozen; `beside` has the image where `image_to_read` names
+    one. Raises RequestError (BAD_ARGUMENT)."""
     old = info.spec
+    same_image = asked.image.strip() == old.image_name
     spec = msgspec.structs.replace(
         spec_of(asked, Path(old.notebook)), when=_same_phase(info, asked), notebook_hash=old.notebook_hash,
         notebook_size_bytes=old.notebook_size_bytes, files=old.files, with_folder=old.with_folder, image=old.image,
-        recipe=old.recipe,
+        frozen=old.frozen, recipe=old.recipe if same_image else beside.recipe,
     )  # fmt: skip
     return PutSchedule(spec=spec, schedule=info.row.id, revision=info.row.revision, keep_frozen=True)
 
 
 def taken_over(
-    info: ScheduleInfo, image: MirrorSpec, changes: Mapping[str, Any] | None = None, data: bytes | None = None
-) -> Draft:
-    """The notebook, its folder and its environment as they are now, for the same schedule; `changes` are fields of Asked.
+    info: ScheduleInfo, image: MirrorSpec, changes: Mapping[str, Any] | None = None, data: bytes | None = None,
+    beside: Kept = NOTHING,
+) -> Draft:  # fmt: skip
+    """The notebook, its folder and its environment as they are now, for the same schedule; `changes` are fields of Asked. An
+    image that is no file's stays as it is kept: only its notebook's kernel has it.
 
     To be sent with `scheduling.send(..., edits=info)`. Raises RequestError: NOT_FOUND when the notebook's file is gone,
     BAD_ARGUMENT when it no longer fits what was asked (a parameter that it has no more).
     """
     asked = replace(asked_of(info.spec), **(changes or {}))
-    made = draft(Path(info.spec.notebook), image, asked, data)
+    if asked.image and asked.image == info.spec.image_name and not file_and_name(asked.image)[0]:
+        stays = f"image={asked.image} stays as it is kept: `%modal schedule … image={asked.image}` in the notebook changes it"
+        beside = replace(beside, recipe=info.spec.recipe, notes=(*beside.notes, stays))
+    made = draft(Path(info.spec.notebook), image, asked, data, beside=beside)
     made.spec = msgspec.structs.replace(made.spec, when=_same_phase(info, asked))
     return made
 

@@ -110,15 +110,23 @@ def freeze(path: Path, mode: Mode = "folder", *, data: bytes | None = None) -> F
 
 
 def send(frozen: Frozen, blobs: BlobClient, say: Callable[[str], None] = lambda line: None) -> None:
-    """Send what the gateway lacks. Raises RequestError (CONFLICT) for a file that changed since it was read."""
-    blobs.put(frozen.hash, frozen.data)
+    """Send what the gateway lacks; without a hash of the notebook only the files. Raises RequestError (CONFLICT) for a file that
+    changed since it was read."""
+    if frozen.hash:
+        blobs.put(frozen.hash, frozen.data)
     for number, (hash, path) in enumerate(frozen.sources.items(), 1):
         if blobs.has(hash):
             continue
-        say(f"sending {path.name} ({number} of {len(frozen.sources)})")
+        name = "local files of its environment or image" if path.name == f"{hash}.tar" else path.name
+        say(f"sending {name} ({number} of {len(frozen.sources)})")
         if _hash_file(path) != hash:
             raise error(ErrorCode.CONFLICT, f"{path} changed while it was read", next="schedule the notebook again")
         blobs.put_file(hash, path)
+
+
+def files_of(folder: Path, *, python_only: bool) -> list[tuple[str, os.stat_result]]:
+    """Relative paths of the files that a run could use, sorted. Raises RequestError (TOO_LARGE) for too many to look through."""
+    return _walk(folder, Frozen(folder, b"", ""), python_only=python_only)
 
 
 def _walk(folder: Path, frozen: Frozen, *, python_only: bool) -> list[tuple[str, os.stat_result]]:

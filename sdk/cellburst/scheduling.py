@@ -44,6 +44,7 @@ from cellburst_protocol.volume_mounts import parse_volumes
 
 from .blobs import BlobClient
 from .preflight import Finding, Surroundings, preflight
+from .schedule_environment import NOTHING, Kept
 from .schedule_freeze import Frozen, freeze, read_notebook
 
 LONGEST_SECONDS = 366 * 86400.0
@@ -54,7 +55,9 @@ PUT_SECONDS = 300.0  # a folder of the stated size is copied and checked meanwhi
 
 @dataclass(frozen=True)
 class Asked:
-    """What a person says of a schedule, as text. Exactly one of `cron`, `every` and `at` is given."""
+    """What a person says of a schedule, as text. Exactly one of `cron`, `every` and `at` is given. `image` is `FILE.py:NAME`, the
+    file below the notebook's folder or anywhere, or of a kernel's own notebook a variable's name; without it the run's session
+    has the notebook's environment, `environment` "frozen" or "live" (see `ScheduleSpec`)."""
 
     cron: str = ""
     every: str = ""
@@ -79,6 +82,8 @@ class Asked:
     notify: Sequence[str] = ()
     folder: bool = True
     modal_cells: str = "own"
+    image: str = ""
+    environment: str = "frozen"
 
 
 @dataclass
@@ -92,10 +97,12 @@ class Draft:
 
 
 def draft(
-    path: Path, image: MirrorSpec, asked: Asked, data: bytes | None = None, kept: Sequence[FrozenFile] | None = None
-) -> Draft:
+    path: Path, image: MirrorSpec, asked: Asked, data: bytes | None = None, kept: Sequence[FrozenFile] | None = None,
+    beside: Kept = NOTHING,
+) -> Draft:  # fmt: skip
     """Freeze and look through a notebook. With `kept`, a schedule's own files, the folder as it is now is not looked at: that
-    draft is for being looked at only. Raises RequestError for what is wrong in it or in what was asked."""
+    draft is for being looked at only. `beside` is what is kept of its environment and image; without it the draft is for being
+    looked at, too. Raises RequestError for what is wrong in it or in what was asked."""
     data = read_notebook(path) if data is None else data
     notebook = notebooks.read(data, path.name)
     cells = notebooks.code_cells(notebook)
@@ -110,10 +117,12 @@ def draft(
     notebooks.check_parameters(notebook, asked.parameters)
     frozen = freeze(path, image.notebook_mode if asked.folder and kept is None else "none", data=data)
     frozen.files = list(kept) if kept is not None else frozen.files
-    notes += _left_out(frozen)
+    notes += [*_left_out(frozen), *beside.notes]
+    frozen.sources |= beside.files
     plain = msgspec.structs.replace(
-        spec_of(asked, path), notebook_hash=frozen.hash, notebook_size_bytes=len(data), files=frozen.files, image=image
-    )
+        spec_of(asked, path), notebook_hash=frozen.hash, notebook_size_bytes=len(data), files=frozen.files, image=image,
+        recipe=beside.recipe, frozen=beside.environment,
+    )  # fmt: skip
     spec = with_cells(plain, notebook)
     findings = preflight(notebook, _surroundings(frozen, spec, asked.gpu))
     return Draft(spec, frozen, findings, notes)
@@ -134,6 +143,7 @@ def spec_of(asked: Asked, path: Path) -> ScheduleSpec:
     return ScheduleSpec(
         name=asked.name or path.stem, notebook=str(path), when=when_of(asked), resources=_resources(asked),
         with_folder=asked.folder, modal_cells=_one_of(asked.modal_cells, "modal_cells", ("own", "same")),
+        image_name=asked.image.strip(), environment=_one_of(asked.environment, "environment", ("frozen", "live")),
         secrets=[name.strip() for name in asked.secrets.split(",") if name.strip()],
         volumes=list(parse_volumes(asked.volumes)) if asked.volumes else [], parameters=dict(asked.parameters),
         timeout_seconds=parse_seconds(asked.timeout, "timeout", LONGEST_RUN_SECONDS) if asked.timeout else None,
@@ -262,7 +272,12 @@ def _machine_of(cells: Sequence[notebooks.CodeCell], asked: Asked, image: Mirror
     first = next((cell for cell in cells if cell.asked is not None), None)
     if first is None:
         return asked
-    if asked.modal_cells == "own" and image.packages and OUR_PACKAGE not in image.packages:
+    if asked.modal_cells == "own" and asked.image:
+        notes.append(
+            f"%%modal cells have machines of their own where image={asked.image} has {OUR_PACKAGE}[jupyter]; else they run"
+            " in the run's own session"
+        )
+    elif asked.modal_cells == "own" and image.packages and OUR_PACKAGE not in image.packages:
         notes.append(
             f"{image.executable} has no {OUR_PACKAGE}: %%modal cells run in the run's own session, not on machines of their own"
             f" (pip install {OUR_PACKAGE} there, and schedule it again)"
@@ -309,6 +324,8 @@ def _surroundings(frozen: Frozen, spec: ScheduleSpec, gpu: str) -> Surroundings:
         return any(path.startswith(mount.rstrip("/") + "/") for mount in image.mounts)
 
     def known(module: str) -> bool:
+        if spec.image_name:
+            return True  # what an image has is known when it is built
         try:
             return importlib.util.find_spec(module) is not None
         except (ImportError, ValueError):

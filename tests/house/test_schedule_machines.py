@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -14,8 +15,16 @@ from typing import Any
 import pytest
 
 from bench.harness import House, house
+from cellburst.blobs import BlobClient
+from cellburst.endpoint import Endpoint
+from cellburst.image_packs import PackedFile, PackWriter
+from cellburst.link import Link
+from cellburst.schedule_environment import Kept
+from cellburst.scheduling import Asked, draft, send
+from cellburst_jupyter.environment import collect_environment
+from cellburst_protocol.images import Copy, DebianSlim, Env, ImageRecipe
 from cellburst_protocol.messages import CostReport, GetCost, GetStatus, PutSecret, RunSchedule, Status
-from cellburst_protocol.schedules import RunReason, RunState
+from cellburst_protocol.schedules import FrozenEnvironment, RunReason, RunState
 from cellburst_protocol.states import SessionState
 from tests.gateway.scheduled import notebook
 from tests.house.test_schedules import ask, command, make, over, run, until
@@ -25,9 +34,13 @@ GPU = "import subprocess\nprint(subprocess.run(['nvidia-smi', '-L'], capture_out
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[House]:
-    """One A100 and one T4, both simulated."""
+def place(debian_store: Path) -> Iterator[House]:
+    """One A100 and one T4, both simulated; images, and what they are made from, are shared by the tests of this session."""
     with house("A100:1,T4:1", warm_pool=False) as made:
+        (made.folder / "data").mkdir(mode=0o700)
+        for name in ("images", "uv-cache", "bundles"):
+            (debian_store / "data" / name).mkdir(parents=True, exist_ok=True)
+            (made.folder / "data" / name).symlink_to(debian_store / "data" / name)
         up = [sys.executable, "-m", "cellburst", "up"]
         subprocess.run(up, env={**os.environ, **made.environment}, timeout=60, check=True, capture_output=True)
         yield made
@@ -93,6 +106,40 @@ def test_a_later_state_of_the_notebook_is_taken_over(place: House, tmp_path: Pat
     row = run(place, "made")
     assert [text(cell) for cell in opened(place, row.id, tmp_path)] == ["after\n", "new too\n"]
     assert "from one run" in command(place, "show", "made")
+    command(place, "delete", "made", "--yes")
+
+
+@pytest.mark.timeout(700)
+def test_an_environment_that_has_changed_is_built_as_it_was(place: House, tmp_path: Path) -> None:
+    path = make(tmp_path, "import mine, sys\nprint(mine.word, mine.__file__, sys.version_info[:2])")
+    source = tmp_path / "src/mine.py"
+    source.parent.mkdir()
+    source.write_text("word = 'then'")
+    writer = PackWriter(tmp_path / "packs")
+    pack = writer.write([PackedFile("0/mine.py", source)])
+    steps = [DebianSlim(), Copy(pack=pack, destination="/opt/mirror"), Env(variables={"PYTHONPATH": "/opt/mirror/0"})]
+    frozen = FrozenEnvironment(recipe=ImageRecipe(steps=steps), roots=[str(source.parent)], sources=pack.hash)
+    spec = collect_environment(notebook_folder=str(path.parent))
+    made = draft(path, spec, Asked(every="1d"), beside=Kept(frozen, files=writer.files))
+    announced = json.loads((place.folder / "run/gateway.json").read_text())
+    there = Endpoint(url=announced["url"], token=(place.folder / "data/token").read_text().strip())
+
+    async def put() -> None:
+        link = Link(lambda: there, role="cli")
+        try:
+            welcome = await link.connect()
+            assert link.peer is not None
+            await send(link.peer, BlobClient(there, welcome), made, lambda line: None)
+        finally:
+            await link.close()
+
+    asyncio.run(put())
+    source.write_text("word = 'now!'")
+    row = run(place, "made", seconds=500)  # where no other test had made the Debian before
+    assert (row.state, row.environment) == (RunState.SUCCEEDED, "frozen"), row
+    assert text(opened(place, row.id, tmp_path)[0]) == "then /opt/mirror/0/mine.py (3, 11)\n"
+    said = command(place, "show", "made")
+    assert f"{source} changed" in said and "runs have it as it was" in said, said
     command(place, "delete", "made", "--yes")
 
 

@@ -61,15 +61,17 @@ def history(place: House, name: str) -> list[RunRow]:
     return found.rows
 
 
-def run(place: House, name: str) -> RunRow:
+def run(place: House, name: str, seconds: float = WAIT_SECONDS) -> RunRow:
     """Run it, and wait for its end."""
     ask(place, RunSchedule(schedule=name))
-    return until(place, name, over)
+    return until(place, name, over, seconds)
 
 
-def until(place: House, name: str, condition: Callable[[RunRow], bool]) -> RunRow:
+def until(
+    place: House, name: str, condition: Callable[[RunRow], bool], seconds: float = WAIT_SECONDS
+) -> RunRow:  # fmt: skip
     """The newest run, when it is so."""
-    end = time.monotonic() + WAIT_SECONDS
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         row = history(place, name)[0]
         if condition(row):
