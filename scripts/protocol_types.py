@@ -12,6 +12,7 @@ import msgspec
 from cellburst_jupyter.server import schedule_form, transfers
 from cellburst_protocol import messages
 from cellburst_protocol.errors import ErrorInfo
+from cellburst_protocol.network_file_systems import SharedList, SharedSize
 from cellburst_protocol.volumes import VolumeList
 
 TARGET = Path(__file__).resolve().parent.parent / "labextension" / "src" / "protocol.ts"
@@ -19,7 +20,7 @@ ROOTS: list[Any] = [
     messages.Status, messages.CostReport, messages.Spending, messages.Logs, messages.SessionParked, messages.SecretList,
     messages.RunList, messages.TakeEnds, messages.Ends, messages.SchedulePreview, schedule_form.SchedulesShown,
     schedule_form.ScheduleShown, schedule_form.LookAt, schedule_form.Looked, schedule_form.SaveSchedule, VolumeList,
-    transfers.FolderList, transfers.VolumeChange, ErrorInfo,
+    transfers.FolderList, transfers.VolumeChange, SharedList, SharedSize, ErrorInfo,
 ]  # fmt: skip
 PLAIN = {
     str: "string",

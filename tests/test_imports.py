@@ -25,7 +25,7 @@ CORES = [
     "cellburst_gateway/park_rules.py", "cellburst_gateway/scheduler.py", "cellburst_gateway/notebook_out.py",
     "cellburst_protocol/schedules.py", "cellburst_protocol/notebooks.py",
     "cellburst_worker/leases.py", "cellburst_worker/rungs.py", "cellburst_worker/template_policy.py", "cellburst_worker/warm_policy.py",
-    "cellburst_jupyter/magic_line.py",
+    "cellburst_jupyter/magic_line.py", "cellburst/machine_steps.py", "cellburst/machine_look.py",
 ]  # fmt: skip
 IMPURE = {"asyncio", "socket", "time", "random", "threading", "subprocess", "datetime"}
 OPENERS = {"pickle", "cloudpickle", "dill", "marshal", "shelve"}

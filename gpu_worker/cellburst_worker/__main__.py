@@ -14,6 +14,8 @@ from typing import TypeVar
 
 from cellburst_protocol.errors import CellburstError
 from cellburst_protocol.private_folder import private_folder
+from cellburst_runtime.membarrier import hide_membarrier
+from cellburst_runtime.mirror import machine_id
 from cellburst_runtime.runtime import Runtime
 from cellburst_runtime.volume_tree import VolumeStore
 
@@ -22,7 +24,7 @@ from .clock import SystemClock
 from .exchange import Exchange
 from .gateway_link import GatewayLink, http_url, link_url
 from .imports import Imports
-from .options import Options, folder_id, lock, machine_id, parse, worker_name
+from .options import Options, folder_id, lock, parse, worker_name
 from .site import Site
 from .volume_desk import VolumeDesk
 from .volume_gateway import GatewayVolumes
@@ -126,6 +128,8 @@ def main() -> int:
     """The program. Returns its exit status."""
     options = parse(sys.argv[1:])
     logs.configure(options.log_json)
+    if options.engine != "process":
+        hide_membarrier()
     try:
         asyncio.run(serve(options))
     except CellburstError as why:

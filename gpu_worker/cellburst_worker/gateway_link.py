@@ -27,6 +27,7 @@ FIRST_DELAY_SECONDS = 0.03
 QUICK_TRIES = 60  # about 4 s of quick tries: a gateway that is killed and started again serves within 3 s
 QUICK_DELAY_SECONDS = 0.07
 MAX_DELAY_SECONDS = 5.0
+LOOPBACK_DELAY_SECONDS = 1.0  # a try costs no network; the other end of an ssh tunnel may be back at any moment
 OPEN_SECONDS = 10.0
 PING_SECONDS = 5.0  # a link without any sign for PING + PONG seconds is dialled anew
 PONG_SECONDS = 10.0
@@ -58,14 +59,16 @@ class Member(Protocol):
         """A stream that the gateway opened."""
 
 
-def delays(random_ratio: Callable[[], float] = random.random) -> Iterator[float]:
+def delays(
+    random_ratio: Callable[[], float] = random.random, longest_seconds: float = MAX_DELAY_SECONDS
+) -> Iterator[float]:
     """Seconds to wait before each try, jittered by a fifth so that many workers do not come at once."""
     delay = FIRST_DELAY_SECONDS
     tries = 0
     while True:
         yield delay * (0.8 + 0.4 * random_ratio())
         tries += 1
-        delay = QUICK_DELAY_SECONDS if tries < QUICK_TRIES else min(MAX_DELAY_SECONDS, delay * 1.5)
+        delay = QUICK_DELAY_SECONDS if tries < QUICK_TRIES else min(longest_seconds, delay * 1.5)
 
 
 def link_url(join: str) -> str:
@@ -108,11 +111,13 @@ class GatewayLink:
 
     async def run(self) -> None:
         """Dial and serve, for ever; cancel it to part."""
-        waits = delays()
+        near = _is_loopback(urllib.parse.urlsplit(self._url).hostname or "")
+        longest = LOOPBACK_DELAY_SECONDS if near else MAX_DELAY_SECONDS
+        waits = delays(longest_seconds=longest)
         while True:
             try:
                 if await self._once():
-                    waits = delays()
+                    waits = delays(longest_seconds=longest)
             except (OSError, WebSocketException, CellburstError, FramingError, TimeoutError) as why:
                 self._say(why)
             await asyncio.sleep(next(waits))

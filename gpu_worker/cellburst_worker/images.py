@@ -31,6 +31,7 @@ from cellburst_protocol.messages import (
 from cellburst_protocol.peer import LinkClosed, Stream, StreamEnded
 from cellburst_runtime.image_secrets import BuildSecrets
 
+from .build_aids import WorkerAids
 from .exchange import Exchange
 from .redact import Redactor, TextStream
 from .site import Site
@@ -221,7 +222,11 @@ class ImageDesk:
         try:
             files = pack_files(request.recipe, self._site.exchange)
             secrets = build_secrets(request.secrets)
-            image = await self._site.runtime.images.build(request.recipe, files, logs.line, secrets)
+            aids = WorkerAids(
+                self._site.gpu_desk, clock, self._site.volumes, build=request.build, ids=request.volumes,
+                shared_folder=request.shared_folder,
+            )  # fmt: skip
+            image = await self._site.runtime.images.build(request.recipe, files, logs.line, secrets, aids)
         except CellburstError as why:
             return ImageBuilt(worker=self._worker, seconds=clock.monotonic() - began, error=why.info)
         except OSError as why:

@@ -113,15 +113,6 @@ def lock(run_folder: Path) -> IO[str]:
     return file
 
 
-def machine_id() -> str:
-    """This machine's own id, hashed, or the host's name where it has none."""
-    try:
-        text = Path("/etc/machine-id").read_text(encoding="ascii").strip()
-    except OSError:
-        text = ""
-    return blake3((text or socket.gethostname()).encode()).hexdigest(length=8)
-
-
 def folder_id(run_folder: Path) -> str:
     """What tells apart the workers of one machine: the same after a restart."""
     return blake3(os.fsencode(run_folder)).hexdigest(length=4)

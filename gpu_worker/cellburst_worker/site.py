@@ -6,7 +6,7 @@ The runtime is named here by what a worker needs of it; `cellburst_runtime.runti
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,6 +16,7 @@ from cellburst_runtime.assignment import Sources
 from cellburst_runtime.engine import Container
 from cellburst_runtime.fork_servers import ForkServers
 from cellburst_runtime.image_build import BuiltImage, Files
+from cellburst_runtime.image_equipment import BuildAids
 from cellburst_runtime.image_logs import Log
 from cellburst_runtime.image_secrets import BuildSecrets
 from cellburst_runtime.images import Images
@@ -23,6 +24,7 @@ from cellburst_runtime.snapshot_manifest import LiveFile
 from cellburst_runtime.snapshots import SnapshotStore
 from cellburst_runtime.volume_mount import VolumePlaces
 
+from .build_aids import GpuDesk
 from .exchange import Exchange
 from .imports import Imports
 from .rungs import RESTORE_SECONDS
@@ -186,8 +188,9 @@ class RuntimeLike(Protocol):
         """The built images of this machine."""
 
     def build_image(
-        self, request: StartContainer, files: Files, log: Log, secrets: BuildSecrets | None = None
-    ) -> Awaitable[BuiltImage | None]:
+        self, request: StartContainer, files: Files, log: Log, secrets: BuildSecrets | None = None,
+        aids: BuildAids | None = None,
+    ) -> Awaitable[BuiltImage | None]:  # fmt: skip
         """Build and hold the container's image, for `prepare`; None for a mirror. Raises the error tree."""
 
     def prepare(
@@ -231,3 +234,4 @@ class Site:
     keeps_warm: bool = True  # containers restored, or booted, beforehand
     volumes: VolumeDesk | None = None
     gateway: str = ""  # its address as the worker dials it, for containers whose code may use it
+    gpu_desk: GpuDesk = field(default_factory=GpuDesk)  # for steps of builds; the worker's

@@ -32,7 +32,9 @@ from cellburst_runtime.runtime import STORES
 from cellburst_runtime.snapshot_failures import MOST_FAILURES
 from cellburst_runtime.snapshot_manifest import NAMES, Manifest, SnapshotKind, SnapshotUnusable
 
+from .answers import Ended
 from .body import Body, start_message
+from .build_aids import WorkerAids
 from .images import BuildLogs, build_secrets, pack_files
 from .moved_names import bring
 from .parked_names import lost_names, show
@@ -174,7 +176,11 @@ class Starting:
             try:
                 files = pack_files(recipe, self._site.exchange)
                 secrets = build_secrets(body.request.build_secrets)
-                body.image = await self._site.runtime.build_image(body.request, files, logs.line, secrets)
+                aids = WorkerAids(
+                    self._site.gpu_desk, self._site.clock, self._site.volumes, container=body.id, own=body.request.gpus,
+                    ids=body.request.build_volumes, shared_folder=body.request.shared_folder,
+                )  # fmt: skip
+                body.image = await self._site.runtime.build_image(body.request, files, logs.line, secrets, aids)
             finally:
                 logs.close()
                 body.request.build_secrets = {}  # this memory has no more use for them
@@ -363,8 +369,8 @@ class Starting:
             result = await work
         except (CellburstError, OSError, SnapshotUnusable, asyncio.CancelledError) as why:
             if rung is not None:
-                text = str(why) or _too_slow(self._bound_seconds)
-                self._told(name, self._site.clock.monotonic() - began, unusable(rung, text))
+                text = unusable(rung, _in_words(why) or _too_slow(self._bound_seconds))
+                self._told(name, self._site.clock.monotonic() - began, text)
             raise
         what = detail(rung) if name in ("restore", "boot") and rung else self._image_detail if name == "image" else ""
         if name == "boot" and self._body.running is not None and self._body.running.forked:
@@ -375,6 +381,13 @@ class Starting:
     def _told(self, name: PhaseName, seconds: float, detail: str) -> None:
         self._body.phases.append(PhaseTime(name=name, seconds=seconds, detail=detail))
         self._body.outbound.emit(Phase(name=name, seconds=seconds, detail=detail), self._body.request.prepare_call)
+
+
+def _in_words(why: BaseException) -> str:
+    """What is told of a restore that failed. What the sandbox printed is of its insides: that is in the log."""
+    if isinstance(why, Ended):
+        return f"{why.plain}: what was printed is in the worker's log"
+    return why.info.message if isinstance(why, CellburstError) else str(why)
 
 
 def _too_slow(seconds: float) -> str:

@@ -66,7 +66,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Identity:
-    """Who this worker is: `name` is the same after a restart, `machine_id` the host's."""
+    """Who this worker is: `name` is the same after a restart, `machine_id` tells whether a kernel sees the same files
+    (`cellburst_runtime.mirror.machine_id`)."""
 
     name: str
     machine_id: str = ""
@@ -79,6 +80,7 @@ class Worker:
         self._identity, self._inventory, self._site = identity, inventory, site
         self._instance = secrets.token_hex(8)
         self._book = LeaseBook(inventory)
+        site.gpu_desk.book, site.gpu_desk.gpus = self._book, inventory.gpus
         self.containers: dict[str, WorkerContainer] = {}
         self._reported: set[str] = set()
         self._peer: Peer | None = None
@@ -114,7 +116,7 @@ class Worker:
 
     def joined(self, peer: Peer, welcome: Welcome, joined: Joined) -> None:
         """The link is up: open a stream for each container that is the gateway's, stop the others."""
-        self._peer = peer
+        self._peer = self._site.gpu_desk.peer = peer
         self._waiting = Waiting()
         self._grace_seconds = welcome.disconnect_grace_seconds
         self._heartbeat_seconds = welcome.heartbeat_seconds
@@ -133,7 +135,7 @@ class Worker:
     def parted(self) -> None:
         """The link is gone; containers run on."""
         log.warning("the link to the gateway is gone", extra={"containers": len(self.containers)})
-        self._peer = None
+        self._peer = self._site.gpu_desk.peer = None
         self._parted_since = self._site.clock.monotonic()
 
     async def on_message(self, message: Message, buffers: list[memoryview]) -> Message | None:

@@ -179,6 +179,7 @@ def _call(
         deleted=ready.deleted,
         python_version=platform.python_version(),
         detach=options.detach,
+        has_mirror=True,
         secrets=list(options.secrets) if options.secrets is not None else None,
         volumes=list(options.volumes) if options.volumes is not None else None,
     )

@@ -98,7 +98,8 @@ class Names:
             self._sync.container = started.container.id
             return
         self._sync.container_lost(None if started.start != "names" else {remote.name for remote in started.lost})
-        session.mirror = self._mirror if not started.container.image else None  # an image has packages of its own
+        mirrors = bool(started.mirror_identity) or not started.container.image
+        session.mirror = self._mirror if mirrors else None  # an image has packages of its own
         session.drift_told.clear()
         session.files_told.clear()
 

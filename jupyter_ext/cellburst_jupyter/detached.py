@@ -26,7 +26,7 @@ from cellburst_protocol.messages import (
 )
 
 from .publish import read_message, send_raw, tell
-from .session import Failed, Item
+from .session import Doing, Failed, Item
 
 if TYPE_CHECKING:
     from .follow import Follower
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 UPDATE_SECONDS = 0.3
 TAIL_CHARACTERS = 20_000  # what one display shows of a long text
 KEPT_BYTES = 32 * 1024 * 1024  # what is kept for attaching; older text is dropped first
-_NOT_KEPT = (UsageReport, Phase, BuildLog)
+_NOT_KEPT = (UsageReport, Phase, BuildLog, Doing)
 
 
 class DetachedCell:
@@ -112,6 +112,8 @@ class DetachedCell:
         message = item.message
         if isinstance(message, Queued):
             self._status = f"detached, waiting: {message.waiting_for}"
+        elif isinstance(message, Doing):
+            self._status = f"detached, {message.text}"
         elif isinstance(message, BuildLog):
             self._status = f"detached, building its image, step {message.step} of {message.steps}: {message.title}"
         elif isinstance(message, CellStarted):

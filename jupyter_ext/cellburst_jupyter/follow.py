@@ -45,7 +45,7 @@ from .interrupts import Interrupts
 from .notebook import Notebook
 from .publish import kernel_of, tell
 from .relay import Relay
-from .session import CellRun, Failed, Item, LinkState, RemoteSession
+from .session import CellRun, Doing, Failed, Item, LinkState, RemoteSession
 
 POLL_SECONDS = 0.1
 ACK_EVERY = 256  # events; also whenever nothing waits
@@ -205,6 +205,11 @@ class Follower:
             case Queued(position=position, waiting_for=what):
                 model.waiting = f"waiting, {_ordinal(position)} in line: {what}"
                 self.card.refresh(now)
+            case Doing(text=text):
+                model.waiting = text
+                self.card.show(now)
+                self.card.refresh(now)
+                return
             case BuildLog():
                 if model.build(item.message):
                     self.card.show(now)
@@ -236,7 +241,10 @@ class Follower:
         model.took(started.phases)
         model.note(started.container.notes)
         model.resumed = started.start in ("snapshot", "names")
-        moved = self.session.image not in (None, started.container.image)
+        moved = self.session.image not in (None, started.container.image) and not started.mirror_identity
+        if started.mirror_identity and self.session.image != started.container.image and started.container.image:
+            where = started.container.machine or "another machine"
+            tell(f"this environment was built on {where}; what is written there comes home with `%modal get FILE`")
         self.session.image = started.container.image
         for line in started_lines(started, sorted(self.session.there), moved=moved):
             tell(line, warning=True)

@@ -24,6 +24,7 @@ from cellburst_protocol.errors import CellburstError, ErrorCode, error
 from cellburst_protocol.messages import Message, SessionInfo, Welcome
 from cellburst_protocol.peer import Peer
 
+from .mirror_offer import MirrorOffer
 from .session import Item, RemoteSession
 
 POLL_SECONDS = 0.1  # a main thread that waits looks for SIGINT at least this often
@@ -86,6 +87,7 @@ class Hub:
         if session is None:
             session = RemoteSession(self.loop, self.notebook, name, KERNEL_ID, self._on_late)
             session.on_coming = lambda coming: self.blobs.begin_get(coming.file, coming.size_bytes)
+            session.on_mirror_needed = MirrorOffer(session, self.folder, lambda: self.blobs).needed
         if session.info is None or not self.connected:
             self.connect()
             wait(self.loop.submit(self._open(session, attach)))

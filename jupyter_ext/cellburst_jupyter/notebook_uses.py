@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cellburst_protocol.errors import CellburstError, ErrorCode, error
+from cellburst_protocol.volume_mounts import check_mount_path
 
 KEY = "cellburst"
 MAX_FILE_BYTES = 200 * 1024**2  # a larger one is not read for this
@@ -60,6 +61,11 @@ class NotebookUses:
                 next="press 'Use in this notebook' again, or take it out of the notebook's metadata",
             )  # fmt: skip
         found = {}
+        for path in volumes:
+            try:
+                check_mount_path(path)
+            except CellburstError as refused:  # now: as a part of a line it might mean something else
+                raise told_where(refused) from None
         if volumes:
             found["volumes"] = ",".join(f"{path}:{name}" for path, name in volumes.items())
         if secrets:
@@ -83,7 +89,7 @@ def told_where(problem: CellburstError) -> CellburstError:
 
 
 def _quoted(value: str) -> str:
-    return f'"{value}"' if any(char.isspace() for char in value) else value
+    return f'"{value}"' if any(char.isspace() or char == "'" for char in value) else value
 
 
 def _texts(value: Any, kind: type) -> bool:

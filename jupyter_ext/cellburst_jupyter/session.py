@@ -33,7 +33,9 @@ from cellburst_protocol.messages import (
     ContainerStarted,
     Event,
     Message,
+    MirrorNeeded,
     MirrorSpec,
+    Notice,
     Numbered,
     RunCell,
     SessionInfo,
@@ -66,10 +68,17 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class Doing:
+    """Put between a call's items: what this kernel itself does for it."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Item:
     """One thing for whoever follows a call. `sequence` 0 is not numbered and needs no acknowledgement."""
 
-    message: Message | LinkState | Failed
+    message: Message | LinkState | Failed | Doing
     buffers: Sequence[Buffer] = ()
     sequence: int = 0
     call: str = ""
@@ -119,6 +128,7 @@ class RemoteSession:
         self._held: list[Item] = []
         self._attach = False
         self.on_coming: Callable[[ValueComing], None] = lambda coming: None  # on the loop
+        self.on_mirror_needed: Callable[[MirrorNeeded], None] = lambda needed: None  # on the loop
         self.id = ""
         self.info: SessionInfo | None = None
         self.current: CellRun | None = None
@@ -170,6 +180,14 @@ class RemoteSession:
     def send(self, message: Message, buffers: Sequence[Buffer] = ()) -> None:
         """Send something on the session's stream; on a lost link it is dropped."""
         self._loop.call_soon(self._post, message, buffers)
+
+    def doing(self, call: str, text: str) -> None:
+        """Tell who follows the call what this kernel does for it."""
+        self._loop.call_soon(self._own, call, Doing(text))
+
+    def tell(self, call: str, text: str) -> None:
+        """A line of this kernel's own under the call."""
+        self._loop.call_soon(self._own, call, Notice(text=text))
 
     def ack(self, sequence: int) -> None:
         """All events up to `sequence` were shown."""
@@ -303,6 +321,8 @@ class RemoteSession:
             case ValueComing():
                 if self.current is not None and not self.current.ended:
                     self.on_coming(message)
+            case MirrorNeeded():
+                self.on_mirror_needed(message)
             case UsageReport():
                 if self.current is not None and not self.current.ended:
                     self.current.deliver(Item(message))
@@ -373,6 +393,11 @@ class RemoteSession:
         if what is not None and what.resources is not None:
             self.resources = what.resources
         self.python_version = getattr(what, "python_version", "") or self.python_version  # a parked one has none
+
+    def _own(self, call: str, message: Doing | Notice) -> None:
+        run = self.current
+        if run is not None and run.call == call and not run.ended:
+            run.deliver(Item(message))
 
     def _post_run(self, run: CellRun) -> None:
         if self._stream is not None:  # else `resume` sends it

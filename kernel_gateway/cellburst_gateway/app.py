@@ -25,6 +25,7 @@ from cellburst_protocol.states import EndReason
 from . import folders, recovery
 from .auth import WORKSPACE, Authenticator
 from .blobs import BlobFolder
+from .build_leases import BuildLeases
 from .cell_volumes import users_of_shared
 from .cells import Cells
 from .chunks import make_chunk_store
@@ -43,6 +44,7 @@ from .local_worker import LocalWorker
 from .log_keeping import LogKeeper
 from .logstore import LogStore
 from .metrics import Metrics
+from .mirrors import Mirrors
 from .network_file_systems import NetworkFileSystems
 from .nfs_routes import nfs_routes
 from .parking import Parking
@@ -87,6 +89,8 @@ def build(config: GatewayConfig, clock: Clock, store: Store, held: folders.Secre
     hub.metrics.counter("cellburst_record_errors_total", "Writes of the record that failed after the log had the fact.")
     hub.fleet, hub.sessions, hub.placer = Fleet(hub), Sessions(hub), Placer(hub)
     hub.cells, hub.events, hub.parking, hub.images = Cells(hub), WorkerEvents(hub), Parking(hub), Images(hub)
+    hub.mirrors = Mirrors(hub)
+    hub.build_leases = BuildLeases(hub)
     hub.schedules = Schedules(hub)
     hub.secret_desk = SecretDesk(hub)
     hub.volumes = Volumes(hub, make_chunk_store(config))

@@ -20,10 +20,11 @@ from cellburst_protocol.resources import Resources, parse_usd
 from cellburst_protocol.states import CALL_END_STATE, CallState, ContainerState, EndReason, SessionState
 
 from .budget import exhausted, plan
+from .build_needs import check_build_needs
 from .build_secrets import check_build_secrets
 from .calls import Call
 from .cell_volumes import check_bucket_secrets, volumes_of
-from .containers import ContainerHandle
+from .containers import ContainerHandle, same_image
 from .images import checked
 from .park_rules import Cause
 from .session import Session
@@ -58,7 +59,10 @@ class Cells:
                 if cell.secrets is not None or self._hub.secret_desk.of(session) is not None:
                     cell = await self._hub.secret_desk.resolved(session, cell)
                 await check_bucket_secrets(self._hub, session, cell)
-                await check_build_secrets(self._hub, session, self._recipe(session, cell))
+                recipe = self._recipe(session, cell)
+                await check_build_secrets(self._hub, session, recipe)
+                if session.container is None or not same_image(recipe, session.container.detail.recipe):
+                    await check_build_needs(self._hub, session.record.owner, recipe)
                 call = self._accept(session, cell, buffers)
                 answer = self._accepted(cell, session.last_sequence if call else 0)
         except CellburstError as why:
@@ -99,7 +103,7 @@ class Cells:
         if container is None or not container.detail.serves(resources, recipe):
             if recipe is not None and recipe is not session.recipe:
                 self._hub.images.check(session.record.owner.workspace, recipe)
-            self._hub.placer.check(resources, session, recipe)
+            self._hub.placer.check(resources, session, recipe, cell)
             if container is not None and session.park is None:
                 self._hub.parking.begin(session, Cause.MOVE)
         else:
@@ -221,7 +225,9 @@ class Cells:
             # The caller had no key yet when it sent the cell: over its authenticated link its word is the seal.
             carried = [g for g in (*cell.names, *cell.modules) if any(part.at != "there" for part in g.parts)]
             seal = sign(call.value_key, "in", carried) if carried else ""
-            told = msgspec.structs.replace(cell, value_key=call.value_key, mac=seal, recipe=None, volumes=None)
+            told = msgspec.structs.replace(
+                cell, value_key=call.value_key, mac=seal, recipe=None, volumes=None, has_mirror=False
+            )
             await container.send(told, call.buffers)
             if call.names is not None:
                 await container.send(*call.names)

@@ -190,8 +190,9 @@ class InnerStream(KernelStream):
                 raise CellburstError(ErrorInfo(code=ErrorCode.CONTAINER_LOST, message="the outer container is gone"))
             # As found inside, the environment has the container's paths and the machine-id of nobody.
             message = msgspec.structs.replace(
-                message, image=handle.detail.link_image, recipe=message.recipe or handle.detail.recipe, with_link=False
-            )
+                message, image=handle.detail.link_image, recipe=message.recipe or handle.detail.recipe, with_link=False,
+                has_mirror=False,
+            )  # fmt: skip
         await super()._take(message, buffers)
 
     def _sending(self, numbered: Numbered) -> None:

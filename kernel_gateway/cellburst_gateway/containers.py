@@ -37,8 +37,11 @@ class ContainerDetail(msgspec.Struct, omit_defaults=True, kw_only=True):
     names_lost: bool = False
     parked: str = ""  # the id of the parked session that it was to resume
     moved: str = ""  # the id of its session as another worker keeps it, whose names it gets
-    recipe: ImageRecipe | None = None  # None: the mirror
+    recipe: ImageRecipe | None = (
+        None  # None: the mirror, live; one with `mirror`: as its worker, on another machine, builds it
+    )
     volumes: list[VolumeMount] = []
+    is_build: bool = False  # no container: GPUs that a step of an image's build holds (see `build_leases.py`)
     link_image: MirrorSpec | None = None  # its code may use the gateway: what sessions of its own run in
 
     def serves(self, asked: Resources, recipe: ImageRecipe | None) -> bool:
@@ -56,11 +59,16 @@ class ContainerDetail(msgspec.Struct, omit_defaults=True, kw_only=True):
         return same and asked.network == self.resources.network and fits
 
 
+def is_mirror(recipe: ImageRecipe | None) -> bool:
+    """Whether it is the notebook's own environment: shown live (None), or as it is built on another machine."""
+    return recipe is None or recipe.mirror
+
+
 def same_image(one: ImageRecipe | None, other: ImageRecipe | None) -> bool:
     """Whether two recipes, with their local files, make the same image."""
-    if one is None or other is None or one is other:
-        return one is other
-    return image_key(one) == image_key(other)
+    if one is None or other is None or one.mirror or other.mirror:
+        return is_mirror(one) and is_mirror(other)
+    return one is other or image_key(one) == image_key(other)
 
 
 class ContainerHandle:

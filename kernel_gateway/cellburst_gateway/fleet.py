@@ -53,6 +53,7 @@ class WorkerHandle:
         self.state = WorkerState.JOINED
         self.peer: Peer | None = None
         self.on_this_machine = False
+        self.machine_id = ""  # as kernels have it in MirrorSpec; "" until it has dialled
         self.last_heard = now
         self.told_unreachable = False
         self.snapshots: SnapshotUsage | None = None
@@ -101,7 +102,7 @@ class Fleet:
             message.worker, owner, message.inventory, pid=message.pid or hello.pid, instance=hello.instance,
             now=self._hub.clock.monotonic(),
         )  # fmt: skip
-        worker.peer = peer
+        worker.peer, worker.machine_id = peer, hello.machine_id
         worker.on_this_machine = loopback and hello.hostname == socket.gethostname() and process_lives(worker.pid)
         self._hub.store.upsert_worker(
             message.worker, owner, instance=hello.instance, hostname=hello.hostname, pid=worker.pid,
@@ -231,6 +232,9 @@ class Fleet:
     def stop(self, handle: ContainerHandle, reason: EndReason) -> None:
         """Ask a container's worker to end it. Its lease is closed when that is reported, or the worker is gone."""
         if handle.state in (ContainerState.STOPPING, ContainerState.ENDED):
+            return
+        if handle.detail.is_build:
+            self._hub.build_leases.revoke(handle.id, reason)
             return
         handle.stop_reason = reason
         wall = self._hub.clock.wall()

@@ -25,9 +25,11 @@ from .prices import PriceTable
 from .store import Store
 
 if TYPE_CHECKING:
+    from .build_leases import BuildLeases
     from .cells import Cells
     from .fleet import Fleet
     from .images import Images
+    from .mirrors import Mirrors
     from .network_file_systems import NetworkFileSystems
     from .parking import Parking
     from .placer import Placer
@@ -73,6 +75,8 @@ class Hub:
     parking: Parking = field(init=False)
     cells: Cells = field(init=False)
     images: Images = field(init=False)
+    build_leases: BuildLeases = field(init=False)
+    mirrors: Mirrors = field(init=False)
     schedules: Schedules = field(init=False)
     volumes: Volumes = field(init=False)
     network_file_systems: NetworkFileSystems = field(init=False)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from secrets import token_hex
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -29,8 +30,11 @@ from cellburst_protocol.messages import (
 )
 from cellburst_protocol.peer import LinkClosed, Stream, StreamEnded
 
+from .build_needs import build_gpus, build_shared_folder, build_volumes, check_build_needs
 from .build_secrets import for_build
 from .fleet import WorkerHandle
+from .placement import Machine, can_build
+from .placement_words import cannot_build
 from .store_rows import Owner
 
 if TYPE_CHECKING:
@@ -116,11 +120,26 @@ class Images:
     async def _built(self, owner: Owner, asked: BuildStream, stream: Stream) -> ImageBuilt:
         checked(asked.recipe)
         self.check(owner.workspace, asked.recipe)
-        worker = await self._choose(owner.workspace, asked.worker)
+        await check_build_needs(self._hub, owner, asked.recipe)
+        worker = await self._choose(owner.workspace, asked.worker, asked.recipe)
         secrets = await for_build(self._hub, owner, asked.recipe, worker.id)
+        volumes = build_volumes(self._hub, owner, asked.recipe)
         if worker.peer is None:
             raise _lost(worker)
-        inner = worker.peer.open(msgspec.structs.replace(asked, worker=worker.id, secrets=secrets))
+        build = f"ib-{token_hex(8)}"
+        told = msgspec.structs.replace(
+            asked, worker=worker.id, secrets=secrets, build=build, volumes=volumes,
+            shared_folder=build_shared_folder(self._hub, owner, asked.recipe),
+        )  # fmt: skip
+        self._hub.build_leases.builds[build] = worker.id, owner
+        try:
+            return await self._build_on(worker, told, stream)
+        finally:
+            del self._hub.build_leases.builds[build]
+
+    async def _build_on(self, worker: WorkerHandle, asked: BuildStream, stream: Stream) -> ImageBuilt:
+        assert worker.peer is not None
+        inner = worker.peer.open(asked)
         self._builds[worker.id] = self._builds.get(worker.id, 0) + 1
         log.info("building an image", extra={"worker": worker.id, "steps": len(asked.recipe.steps)})
         try:
@@ -140,8 +159,9 @@ class Images:
             inner.reset()  # nothing, when it has ended; else the build ends with it
             self._builds[worker.id] -= 1
 
-    async def _choose(self, workspace: str, name: str) -> WorkerHandle:
-        """The worker to build on: the one named, else the one with least to do, this machine's own first."""
+    async def _choose(self, workspace: str, name: str, recipe: ImageRecipe) -> WorkerHandle:
+        """The worker to build on: the one named, else of those that have what its steps ask for (not simulated, where that is
+        so) the one with least to do, this machine's own first. Raises CapacityError (NO_WORKER, NO_SUCH_HARDWARE)."""
         deadline = self._hub.clock.monotonic() + FIRST_WORKER_SECONDS
         while not (found := [w for w in self._of(workspace, name) if w.reachable]):
             due = not name and self._hub.local_worker_wanted_at is not None
@@ -151,9 +171,15 @@ class Images:
                 )  # fmt: skip
             await asyncio.sleep(POLL_SECONDS)
 
-        def load(worker: WorkerHandle) -> tuple[int, bool, int, str]:
-            containers = len(self._hub.fleet.of_worker(worker.id))
-            return self._builds.get(worker.id, 0), not worker.on_this_machine, containers, worker.id
+        gpus = build_gpus(recipe)
+        able = {worker.id: can_build(Machine(worker.id, worker.inventory), gpus) for worker in found}
+        found = [worker for worker in found if able[worker.id] != "no"]
+        if not found:
+            raise from_info(cannot_build(gpus, [w.inventory for w in self._of(workspace, name) if w.reachable]))
+
+        def load(worker: WorkerHandle) -> tuple[bool, int, bool, int, str]:
+            containers, simulated = len(self._hub.fleet.of_worker(worker.id)), able[worker.id] == "simulated"
+            return simulated, self._builds.get(worker.id, 0), not worker.on_this_machine, containers, worker.id
 
         return min(found, key=load)
 

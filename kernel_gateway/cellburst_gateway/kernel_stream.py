@@ -20,6 +20,7 @@ from cellburst_protocol.messages import (
     Ack,
     CommMessage,
     Message,
+    MirrorRecipe,
     NamesData,
     Numbered,
     RunCell,
@@ -142,6 +143,8 @@ class KernelStream:
         match message:
             case RunCell():
                 await self._hub.cells.run(session, message, buffers)
+            case MirrorRecipe():
+                self._hub.mirrors.answered(session, message)
             case NamesData():
                 await self._hub.cells.names(session, message, buffers)
             case Ack():

@@ -6,7 +6,7 @@ Rules, in the order they bind:
 2. A simulated GPU is chosen only where no real one of the fleet could ever satisfy the request, busy or not.
 3. The queue is first come, first served. A request that waits reserves what it waits for, on the machine where least is
    missing; later ones may take anything else. So small requests flow past a big one and never starve it.
-4. Alternatives of `gpu=` in their order, first that is free; then the preferred worker; then the tightest fit: a request
+4. Alternatives of `gpu=` in their order, first that is free; then a preferred worker; then the tightest fit: a request
    without a GPU goes to machines with the fewest free ones, and "any" or a family takes the smallest card.
 
 All GPUs of a lease are of one type and one kind (real or simulated). A GPU marked `in_use` cannot be leased.
@@ -17,10 +17,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 from cellburst_protocol.errors import ErrorInfo
 from cellburst_protocol.messages import GpuShown, Inventory
-from cellburst_protocol.resources import Resources
+from cellburst_protocol.resources import GpuChoice, Resources
 from cellburst_protocol.states import WorkerState
 
 from . import placement_words as words
@@ -59,13 +60,15 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Something that needs a container. `prefer` is a worker that has its things (an earlier container's machine); `only`
-    is the one that keeps its parked session: it is placed there, waits for that, or is refused."""
+    """Something that needs a container. `prefer` are workers that have its things (of its kernel's own machine); `only` are those
+    that it can go to at all, where any are named (the one that keeps its parked session): it is placed there, waits for that, or
+    is refused. `build` is what steps of its image ask for: its machine must have that as well, though not at the same time."""
 
     id: str
     resources: Resources
-    prefer: str = ""
-    only: str = ""
+    prefer: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    build: tuple[tuple[GpuChoice, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,18 @@ def place_all(requests: Iterable[Request], machines: Sequence[Machine], *, now: 
         position += isinstance(outcome, Waits)
         outcomes[request.id] = outcome
     return outcomes
+
+
+def can_build(machine: Machine, gpus: Sequence[tuple[GpuChoice, ...]]) -> Literal["yes", "simulated", "no"]:
+    """Whether a machine has, busy or not, what steps of an image ask for; "simulated" where it has some of it only so."""
+    found: Literal["yes", "simulated"] = "yes"
+    for choices in gpus:
+        options = _options(_Room(machine), Resources(gpus=choices, cpu=0.0, memory_mib=0))
+        if not options:
+            return "no"
+        if all(option.simulated for option in options):
+            found = "simulated"
+    return found
 
 
 @dataclass(slots=True)
@@ -192,12 +207,12 @@ class _Option:
     def fits(self, resources: Resources) -> bool:
         return self.room.machine.state is WorkerState.JOINED and self.missing(resources) == (0, 0.0)
 
-    def tightness(self, prefer: str) -> tuple[int, bool, int, int, int, float, str]:
+    def tightness(self, prefer: tuple[str, ...]) -> tuple[int, bool, int, int, int, float, str]:
         room = self.room
         smallest_card = self.gpus[0].memory_mib if self.gpus else 0
         free = len(self.free()) if self.gpus else self._free_of_any()
         return (
-            self.alternative, room.machine.worker != prefer, smallest_card, free, room.memory_free(), room.cpu_free(),
+            self.alternative, room.machine.worker not in prefer, smallest_card, free, room.memory_free(), room.cpu_free(),
             room.machine.worker,
         )  # fmt: skip
 
@@ -209,8 +224,10 @@ class _Option:
 def _place(request: Request, rooms: list[_Room], position: int, now: float) -> Outcome:
     resources = request.resources
     if request.only:
-        rooms = [room for room in rooms if room.machine.worker == request.only]
+        rooms = [room for room in rooms if room.machine.worker in request.only]
     options = [option for room in rooms for option in _options(room, resources)]
+    if options and not (options := [option for option in options if _builds(option.room, request)]):
+        return Refused(words.cannot_build(request.build, [room.machine.inventory for room in rooms]))
     if not options:
         return Refused(words.refusal(resources, [room.machine.inventory for room in rooms]))
     if any(not option.simulated for option in options):
@@ -222,6 +239,11 @@ def _place(request: Request, rooms: list[_Room], position: int, now: float) -> O
         best.room.promise(chosen, resources)
         return Placed(best.room.machine.worker, chosen, best.alternative)
     return _wait(request, options, position, now)
+
+
+def _builds(room: _Room, request: Request) -> bool:
+    """Whether the machine has, busy or not, what steps of the request's image ask for: an image is built where it runs."""
+    return can_build(room.machine, request.build) != "no"
 
 
 def _options(room: _Room, resources: Resources) -> list[_Option]:

@@ -54,6 +54,22 @@ def refusal(resources: Resources, fleet: Sequence[Inventory]) -> ErrorInfo:
     )  # fmt: skip
 
 
+def cannot_build(steps: Sequence[tuple[GpuChoice, ...]], fleet: Sequence[Inventory]) -> ErrorInfo:
+    """Why no machine can ever build an image whose steps ask for these GPUs, where one could run it."""
+    asked = [Resources(gpus=gpus, cpu=0.0, memory_mib=0) for gpus in steps]
+    for one in asked:
+        if not any(_has_gpus(inventory, one) for inventory in fleet):
+            info = refusal(one, fleet)
+            info.message = f"a step of the image asks for {info.message}"
+            return info
+    wanted = " and ".join(_asked(one) for one in asked)
+    return ErrorInfo(
+        code=ErrorCode.NO_SUCH_HARDWARE,
+        message=f"steps of the image ask for {wanted}, and no machine that could run it has all: it is built where it runs",
+        allowed="; ".join(_machine_gpus(inventory) for inventory in fleet), next="ask for the same GPU in all steps and the cell",
+    )  # fmt: skip
+
+
 def waiting(
     resources: Resources, machine: Machine, holdings: Sequence[Holding], uuids: Sequence[str], count: int, now: float,
     position: int,
@@ -143,6 +159,8 @@ def _distance(resources: Resources, gpu_type: str) -> tuple[int, str]:
 
 def _asked(resources: Resources) -> str:
     gpus = ",".join(str(choice) for choice in resources.gpus)
+    if not resources.cpu and not resources.memory_mib:
+        return f"gpu={gpus}"  # a build's
     rest = f"cpu={resources.cpu:g} memory={_memory(resources.memory_mib)}"
     return f"gpu={gpus} {rest}" if gpus else rest
 

@@ -1,4 +1,7 @@
-"""The queue for containers: asks `placement.py`, opens the lease, tells the worker. One pass after each change."""
+"""The queue for containers: asks `placement.py`, opens the lease, tells the worker. One pass after each change.
+
+Over 400 lines: one queue, from a cell's arrival in it to its worker's answer.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from cellburst_protocol.messages import (
     ParkedNames,
     Phase,
     Queued,
+    RunCell,
     SendParked,
     StartContainer,
     Waiting,
@@ -27,12 +31,13 @@ from cellburst_protocol.peer import LinkClosed, Peer
 from cellburst_protocol.resources import Resources
 from cellburst_protocol.states import CallState, ContainerState, EndReason, SessionState, WorkerState
 
+from .build_needs import build_gpus, build_shared_folder, build_volumes
 from .build_secrets import for_container
 from .calls import Call
 from .cell_volumes import bucket_keys, shared_folder
 from .cells import describe
 from .container_link import container_token
-from .containers import ContainerDetail, ContainerHandle
+from .containers import ContainerDetail, ContainerHandle, is_mirror
 from .park_rules import Cause, wanted_after
 from .placement import Holding, Machine, Placed, Refused, Request, Waits, place, place_all
 from .placement_words import waited
@@ -41,6 +46,7 @@ from .session import Session
 if TYPE_CHECKING:
     from .hub import Hub
 
+RUNS = "schedule:"  # what the notebook of a scheduled run's own session begins with
 MOVE_SECONDS = 900.0  # 1 GB of names over a slow line
 LOCAL_WORKER_SECONDS = 60.0  # how long a request waits for this machine's own worker to come up
 KEEPER_SECONDS = 60.0  # how long a cell waits for the lost worker that keeps its session; then it starts without it
@@ -58,6 +64,7 @@ class _Waiting:
         self.session = session
         self.call = call
         self.since = session.hub.clock.monotonic()
+        self.builds = build_gpus(call.recipe)
         self.told: tuple[int, str] = (0, "")
         self.told_at = float("-inf")
 
@@ -83,7 +90,7 @@ class Placer:
 
     # -- coming and going ------------------------------------------------------------------------------------------
 
-    def check(self, resources: Resources, session: Session, recipe: ImageRecipe | None) -> None:
+    def check(self, resources: Resources, session: Session, recipe: ImageRecipe | None, cell: RunCell) -> None:
         """Refuse what could never be had, before anything is recorded. Raises CapacityError or RequestError (CONFLICT:
         not where the session is, and it cannot move: its names would be lost)."""
         if len(self._queue) >= self._hub.config.max_queue:
@@ -91,13 +98,13 @@ class Placer:
                 ErrorCode.QUEUE_FULL, f"{len(self._queue)} calls wait already", next="try again later, or add a worker"
             )
         machines, wall = self._machines(), self._hub.clock.wall()
-        outcome = place(Request("new", resources), machines, now=wall)
+        outcome = place(Request("new", resources, build=build_gpus(recipe)), machines, now=wall)
         if isinstance(outcome, Refused) and not self._local_worker_due() and not self._keeper_lost(session):
             raise from_info(outcome.error)
         keeper = session.container.worker if session.container is not None else self._keeper(session)
         if not keeper or isinstance(outcome, Refused) or self._can_give(keeper, resources, machines):
             return
-        if why := self._stuck(session, keeper, outcome.worker, recipe):
+        if why := self._stuck(session, outcome.worker, recipe, cell):
             raise error(
                 ErrorCode.CONFLICT, f"session {session.record.name!r} is on {self._hub.fleet.machine(keeper)}, which can never "
                 f"give {describe(resources)}, and it cannot move: {why}", next="`%modal restart` gives the session a new "
@@ -106,15 +113,16 @@ class Placer:
 
     def _can_give(self, worker: str, resources: Resources, machines: list[Machine]) -> bool:
         """Whether a worker could ever give this, busy or not."""
-        return not isinstance(place(Request("new", resources, only=worker), machines), Refused)
+        return not isinstance(place(Request("new", resources, only=(worker,)), machines), Refused)
 
-    def _stuck(self, session: Session, keeper: str, target: str, recipe: ImageRecipe | None) -> str:
+    def _stuck(self, session: Session, target: str, recipe: ImageRecipe | None, cell: RunCell) -> str:
         """Why a session's names cannot go to another worker; "" if they can. Its processes never do."""
         if self._hub.secret_desk.of(session) is not None:
             return "it has had secrets, and its names are kept by value nowhere"
-        machine = self._hub.fleet.machine
-        if recipe is None and machine(keeper) != machine(target):
-            return f"the notebook's own environment is not on {machine(target)} (image=... is built there)"
+        if recipe is None and not cell.has_mirror and not self._hub.mirrors.shares(target, cell.image):
+            return (
+                f"the notebook's own environment is not on {self._hub.fleet.machine(target)} (image=... is built there)"
+            )
         return ""
 
     def enqueue(self, session: Session, call: Call) -> None:
@@ -137,7 +145,7 @@ class Placer:
 
     def tick(self) -> None:
         """Called several times a second: words and this machine's worker change with time."""
-        if self._queue:
+        if self._queue or self._hub.build_leases.waits:
             self._pass()
 
     # -- one pass --------------------------------------------------------------------------------------------------
@@ -146,16 +154,25 @@ class Placer:
         self._scheduled = False
         if self._hub.stopping:
             return
-        if not self._queue:
+        builds = self._hub.build_leases
+        if not self._queue and not builds.waits:
             self._tell_workers(())
             return
         machines = self._machines()
-        requests = [
-            Request(call_id, w.call.resources, only=self._only(w, machines))
+        calls = [
+            Request(
+                call_id,
+                w.call.resources,
+                self._hub.mirrors.at_home(w.call.image, w.call.recipe),
+                self._only(w, machines),
+                w.builds,
+            )
             for call_id, w in self._queue.items()
             if not self._keeper_due(w)
         ]
-        outcomes = place_all(requests, machines, now=self._hub.clock.wall())
+        outcomes = place_all([*builds.requests(), *calls], machines, now=self._hub.clock.wall())
+        for evict in builds.take(outcomes):
+            self._evict(evict)
         for position, (call_id, waiting) in enumerate(list(self._queue.items()), 1):
             outcome = outcomes.get(call_id)
             try:
@@ -215,10 +232,18 @@ class Placer:
         kept = session.kept
         return kept.worker if kept and not session.kept_missing and kept.worker in self._hub.fleet.workers else ""
 
-    def _only(self, waiting: _Waiting, machines: list[Machine]) -> str:
-        """The worker that a waiting call must go to: the one that keeps its session, unless that can never give what is asked."""
-        keeper = self._keeper(waiting.session)
-        return keeper if keeper and self._can_give(keeper, waiting.call.resources, machines) else ""
+    def _only(self, waiting: _Waiting, machines: list[Machine]) -> tuple[str, ...]:
+        """The workers that a waiting call must go to, unless they can never give what is asked: the one that keeps its session;
+        those that show its environment live, where nobody can say what to build it from."""
+        keeper, call = self._keeper(waiting.session), waiting.call
+        if keeper and self._can_give(keeper, call.resources, machines):
+            return (keeper,)
+        if call.cell is None or call.cell.has_mirror:
+            return ()
+        # A scheduled run's folder is laid out on the gateway's machine, also where it runs in an image.
+        recipe = None if waiting.session.record.notebook.startswith(RUNS) else call.recipe
+        home = self._hub.mirrors.at_home(call.image, recipe)
+        return tuple(worker for worker in home if self._can_give(worker, call.resources, machines))
 
     def _keeper_lost(self, session: Session) -> bool:
         """Whether the worker that keeps the session is not there, and may come back with it."""
@@ -255,7 +280,9 @@ class Placer:
             if session
             else "a session that is ending"
         )
-        parks = session is not None and session.park is not None
+        who = f"a build's step for {who}" if handle.detail.is_build and session else who
+        who = "an image's build" if handle.detail.is_build and not session else who
+        parks = session is not None and session.park is not None and not handle.detail.is_build
         idle = self._idle(handle)
         return Holding(
             lease=handle.lease, who=f"{who}, being parked" if parks else who, gpus=frozenset(handle.gpus),
@@ -331,7 +358,7 @@ class Placer:
         moved = kept.id if kept is not None and keeper and not parked else ""
         detail = ContainerDetail(
             resources=resources, info=info, usd_per_second=rate_text, recipe=call.recipe, parked=parked, moved=moved,
-            mirror_identity=image.identity if call.recipe is None else "",
+            mirror_identity=image.identity if is_mirror(call.recipe) else "",
             names_lost=session.lost_container or (kept is not None and not parked and not moved),
             volumes=(call.cell.volumes if call.cell is not None else None) or [],
             link_image=image if call.cell is not None and call.cell.with_link else None,
@@ -351,7 +378,11 @@ class Placer:
         try:
             keys = await bucket_keys(self._hub, session, handle, call_id)
             build_secrets = await for_container(self._hub, session, handle, call_id)
+            recipe, owner = handle.detail.recipe, session.record.owner
+            volumes = build_volumes(self._hub, owner, recipe, there_only=True)
             names = await self._moved_names(session, handle)
+            call = session.call if session.call is not None and session.call.id == call_id else None
+            await self._hub.mirrors.fill(session, handle, call, image)
             if handle.state is not ContainerState.STARTING:
                 # Stopped since it was placed: the worker did not know what to stop, and must not start it now.
                 self._hub.events.container_gone(handle, handle.stop_reason or EndReason.STOPPED)
@@ -364,8 +395,10 @@ class Placer:
                     notebook=session.record.notebook, resources=handle.detail.resources, gpus=list(handle.gpus), image=image,
                     recipe=handle.detail.recipe, engine="", prepare_call=call_id, parked=handle.detail.parked,
                     volumes=handle.detail.volumes, bucket_keys=keys, build_secrets=build_secrets, names=names,
+                    build_volumes=volumes,
                     park_key=self._hub.secret_desk.park_key(session, handle.detail.parked),
-                    shared_folder=shared_folder(self._hub, session, handle.detail.volumes),
+                    shared_folder=shared_folder(self._hub, session, handle.detail.volumes)
+                    or build_shared_folder(self._hub, owner, recipe),
                     link_token=container_token(self._hub.secrets.master_key, handle.id)
                     if handle.detail.link_image is not None else "",
                 )

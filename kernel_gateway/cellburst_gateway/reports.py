@@ -28,7 +28,8 @@ def status(hub: Hub, workspace: str) -> Status:
     return Status(
         gateway_pid=os.getpid(), gateway_url=hub.url, version=hub.version,
         uptime_seconds=round(hub.clock.monotonic() - hub.started_monotonic, 1), data_folder=str(hub.config.data_folder),
-        workers=rows, sessions=hub.sessions.rows(workspace), queue=hub.placer.words(workspace),
+        workers=rows, sessions=hub.sessions.rows(workspace),
+        queue=[*hub.build_leases.words(workspace), *hub.placer.words(workspace)],
         gpu_usd_per_second={name: format(prices[name].usd_per_second, "f") for name in types},
         ended=hub.endings.of(workspace),
     )  # fmt: skip

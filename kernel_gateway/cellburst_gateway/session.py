@@ -245,6 +245,7 @@ class Session:
             names=parked.names if parked is not None else [],
             parked=parked,
             usage=self.container.usage if self.container else None,
+            volumes=self.volumes,
         )
 
     # -- its record ------------------------------------------------------------------------------------------------

@@ -38,6 +38,9 @@ def _worker(row: Row[Any]) -> WorkerRecord:
     )  # fmt: skip
 
 
+BUILD_PREFIX = "b-"  # of those that are none: GPUs that a step of an image's build holds
+
+
 class ContainerVerbs(StoreBase):
     """Verbs on containers and workers."""
 
@@ -83,7 +86,8 @@ class ContainerVerbs(StoreBase):
 
     def last_container(self, session_id: str) -> ContainerRecord | None:
         """The newest container of a session, ended or not; None when it had none."""
-        query = select(containers).where(containers.c.session == session_id)
+        own = containers.c.id.not_like(f"{BUILD_PREFIX}%")
+        query = select(containers).where(containers.c.session == session_id, own)
         with self._transaction() as c:
             row = c.execute(query.order_by(containers.c.created.desc(), containers.c.id.desc()).limit(1)).first()
             return _container(row) if row is not None else None

@@ -19,9 +19,9 @@ from cellburst_protocol.states import ContainerState, EndReason, SessionState
 
 from .ledger import cost_usd, whole_milliseconds
 from .store_base import StoreBase
-from .store_containers import add_container, change_container
+from .store_containers import BUILD_PREFIX, add_container, change_container
 from .store_prepared import insert_row, row_of, update_row
-from .store_rows import ContainerRecord, LeaseRecord, Owner, SessionCost
+from .store_rows import BUILDS, ContainerRecord, LeaseRecord, Owner, SessionCost
 from .store_schema import containers, leases, sessions
 from .store_sessions import at_rest, change_session, locked_session
 
@@ -83,8 +83,8 @@ class LeaseVerbs(StoreBase):
         with self._transaction() as c:
             ended = change_container(c, container_id, ContainerState.ENDED, now=now, reason=reason, detail=None)
             closed = _close(c, ended.lease, seconds=seconds, reason=reason, now=now)
-            session = locked_session(c, ended.session)
-            if session.container == container_id:
+            session = locked_session(c, ended.session) if ended.session else None  # a build without a cell has none
+            if session is not None and session.container == container_id:
                 moves = session.state in (SessionState.STARTING, SessionState.PARKING)
                 change_session(
                     c, session.id, now=now, state=at_rest(session) if moves else None, container="", parking=""
@@ -130,20 +130,22 @@ class LeaseVerbs(StoreBase):
     def cost_by_session(
         self, workspace: str, notebook: str | None = None, session: str | None = None
     ) -> list[SessionCost]:
-        """What each session of a workspace cost so far, those with a lease, oldest first; of one notebook or session."""
+        """What each session of a workspace cost so far, those with a lease, oldest first; of one notebook or session. What builds
+        without a cell cost is that of the session "", `BUILDS`, and comes first."""
         columns = (*leases.c, sessions.c.notebook, sessions.c.name, containers.c.detail)
         # Details are some KB each, and only the newest is looked at.
         newest = (
-            select(leases.c.session, func.max(leases.c.opened).label("opened")).where(leases.c.workspace == workspace)
+            select(leases.c.session, func.max(leases.c.opened).label("opened"))
+            .where(leases.c.workspace == workspace, leases.c.container.not_like(f"{BUILD_PREFIX}%"))
             .group_by(leases.c.session).subquery()
         )  # fmt: skip
         of_newest = and_(newest.c.session == leases.c.session, newest.c.opened == leases.c.opened)
         query = (
-            select(*columns).join(sessions, sessions.c.id == leases.c.session)
+            select(*columns).join(sessions, sessions.c.id == leases.c.session, isouter=True)
             .join(newest, of_newest, isouter=True)
             .join(containers, and_(containers.c.id == leases.c.container, newest.c.session.is_not(None)), isouter=True)
             .where(leases.c.workspace == workspace)
-            .order_by(sessions.c.created, sessions.c.id, leases.c.opened, leases.c.id)
+            .order_by(func.coalesce(sessions.c.created, 0.0), leases.c.session, leases.c.opened, leases.c.id)
         )  # fmt: skip
         if notebook is not None:
             query = query.where(sessions.c.notebook == notebook)
@@ -181,9 +183,10 @@ def _add(so_far: SessionCost | None, lease: LeaseRecord, row: Row[Any]) -> Sessi
     rate = lease.usd_per_second if lease.open else Decimal(0)
     spent = cost_usd(lease.billed_seconds, lease.usd_per_second)
     if so_far is None:
-        so_far = SessionCost(lease.session, lease.owner, row.notebook, row.name, 0.0, Decimal(0), False, Decimal(0), "")
+        notebook, name = (row.notebook, row.name) if lease.session else (BUILDS, "")
+        so_far = SessionCost(lease.session, lease.owner, notebook, name, 0.0, Decimal(0), False, Decimal(0), "")
     return SessionCost(
-        session=lease.session, owner=so_far.owner, notebook=row.notebook, name=row.name,
+        session=lease.session, owner=so_far.owner, notebook=so_far.notebook, name=so_far.name,
         seconds=so_far.seconds + lease.billed_seconds,
         usd=so_far.usd + spent, running=so_far.running or lease.open, usd_per_second=so_far.usd_per_second + rate,
         price_note=lease.price_note or so_far.price_note, detail=row.detail or so_far.detail,

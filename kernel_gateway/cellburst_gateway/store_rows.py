@@ -13,6 +13,8 @@ from decimal import Decimal
 from cellburst_protocol.errors import ErrorInfo
 from cellburst_protocol.states import CallState, ContainerState, EndReason, SessionState, WorkerState
 
+BUILDS = "image builds"  # in place of a notebook, where an image was built without a cell
+
 
 class Role(enum.StrEnum):
     """What a token may do: run things, be a worker, only look, or everything."""

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from cellburst_protocol.errors import CellburstError, ErrorCode, error
-from cellburst_protocol.messages import ContainerStream, Heartbeat, Hello, JoinWorker, Message
+from cellburst_protocol.messages import BuildLease, ContainerStream, Heartbeat, Hello, JoinWorker, Message
 from cellburst_protocol.peer import Peer, Stream, StreamEnded
 
 from .store_rows import TokenRecord
@@ -44,7 +44,10 @@ class WorkerLink:
         raise error(ErrorCode.FORBIDDEN, f"{type(message).__name__} is not for a worker's link", next="see PROTOCOL.md")
 
     def on_open(self, message: Message, stream: Stream) -> None:
-        """A container's stream."""
+        """A container's stream, or one for a lease of a build's."""
+        if isinstance(message, BuildLease) and self._worker:
+            self._hub.spawn(self._hub.build_leases.serve(self._worker, message, stream))
+            return
         if not isinstance(message, ContainerStream) or not self._worker:
             stream.reset(error(ErrorCode.FORBIDDEN, f"{type(message).__name__} is not for a worker's link").info)
             return

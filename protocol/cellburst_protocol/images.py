@@ -5,12 +5,13 @@ A recipe travels as one struct. Local files travel beside it as packs: one tar p
 
 The key of a layer is BLAKE3 over the key of the layer below and the step's canonical JSON (keys of objects sorted, so the
 order of a dict does not matter). Equal recipes have equal keys on every machine of one architecture, and so build once.
+Over 400 lines: one struct for each kind of step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import msgspec
 from blake3 import blake3
@@ -46,6 +47,27 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     force: bool = False
 
 
+class StepVolume(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A volume that a step sees at the absolute `path` while it runs, by its name; or a network file system (`kind` "shared").
+    What is written there is committed when the step has succeeded, and is in no layer. `create`: made where it is missing."""
+
+    name: str
+    path: str
+    read_only: bool = False
+    kind: Literal["volume", "shared"] = "volume"
+    create: bool = False
+
+
+class Working(Step, frozen=True, kw_only=True, omit_defaults=True):
+    """What a step has that runs programs, while they run: `environment`; `secrets`, each `NAME` or `NAME:KEY` with a key that it
+    must have; the GPUs of a lease, `gpu` as a cell's line says it ("A100:2"); `volumes`."""
+
+    environment: dict[str, str] = {}
+    secrets: list[str] = []
+    gpu: str = ""
+    volumes: list[StepVolume] = []
+
+
 class DebianSlim(Step, frozen=True, kw_only=True, omit_defaults=True, tag="debian_slim"):
     """A minimal Debian, with its own Python if `python` is set, else with what another Python needs of the system."""
 
@@ -77,13 +99,13 @@ class AddPython(Step, frozen=True, kw_only=True, omit_defaults=True, tag="add_py
     least: str = ""
 
 
-class AptInstall(Step, frozen=True, kw_only=True, omit_defaults=True, tag="apt_install"):
+class AptInstall(Working, frozen=True, kw_only=True, omit_defaults=True, tag="apt_install"):
     """Debian packages, without recommended ones."""
 
     packages: list[str]
 
 
-class PipInstall(Step, frozen=True, kw_only=True, omit_defaults=True, tag="pip_install"):
+class PipInstall(Working, frozen=True, kw_only=True, omit_defaults=True, tag="pip_install"):
     """Python packages. `pack` holds requirements files, named in `requirements`. `options` go to uv as they are."""
 
     packages: list[str] = []
@@ -97,7 +119,7 @@ class PipInstall(Step, frozen=True, kw_only=True, omit_defaults=True, tag="pip_i
     options: list[str] = []
 
 
-class UvSync(Step, frozen=True, kw_only=True, omit_defaults=True, tag="uv_sync"):
+class UvSync(Working, frozen=True, kw_only=True, omit_defaults=True, tag="uv_sync"):
     """A uv project's locked dependencies; `pack` holds pyproject.toml and, where there is one, uv.lock."""
 
     pack: FilePack
@@ -107,22 +129,22 @@ class UvSync(Step, frozen=True, kw_only=True, omit_defaults=True, tag="uv_sync")
     options: list[str] = []
 
 
-class RunCommands(Step, frozen=True, kw_only=True, omit_defaults=True, tag="run_commands"):
-    """Commands: a string is given to the image's shell, a list is a program with its arguments. `environment` holds only
-    while they run (a Dockerfile's ARG), and so do `secrets`, each `NAME` or `NAME:KEY` with a key that it must have."""
+class RunCommands(Working, frozen=True, kw_only=True, omit_defaults=True, tag="run_commands"):
+    """Commands: a string is given to the image's shell, a list is a program with its arguments. A Dockerfile's ARG is in their
+    `environment`."""
 
     commands: list[str | list[str]]
-    environment: dict[str, str] = {}
-    secrets: list[str] = []
 
 
-class RunFunction(Step, frozen=True, kw_only=True, omit_defaults=True, tag="run_function"):
-    """A Python function called while building. `pack` holds `call.pickle`: (function, args, kwargs) by cloudpickle. `secrets`
-    as in RunCommands."""
+class RunFunction(Working, frozen=True, kw_only=True, omit_defaults=True, tag="run_function"):
+    """A Python function called while building. `pack` holds `call.pickle`: (function, args, kwargs) by cloudpickle. Limits that
+    are None are the build's own; they have no part in the layer's key."""
 
     pack: FilePack
     name: str
-    secrets: list[str] = []
+    cpu: float | None = None
+    memory_mib: int | None = None
+    timeout_seconds: float | None = None
 
 
 class Env(Step, frozen=True, kw_only=True, omit_defaults=True, tag="env"):
@@ -202,7 +224,8 @@ class ImageRecipe(msgspec.Struct, kw_only=True, omit_defaults=True):
     """An image: `steps` build it, `adds` are copied over it when it is used, so that a changed local file rebuilds nothing.
 
     `architecture` is the machine's word for it ("x86_64"), "" for any. `preload` are modules whose import belongs into
-    a template. `mirror`: these steps stand for the caller's own environment, which the same machine shows live.
+    a template. `mirror`: these steps stand for the caller's own environment, which the same machine shows live. `folder`: files
+    of the notebook's folder, shown in its place on another machine. It is no part of what is built.
     """
 
     steps: list[AnyStep]
@@ -210,6 +233,7 @@ class ImageRecipe(msgspec.Struct, kw_only=True, omit_defaults=True):
     architecture: str = ""
     preload: list[str] = []
     mirror: bool = False
+    folder: FilePack | None = None
 
 
 def debian_slim(python_version: str, *, least_patch: int = 0, force: bool = False) -> list[AnyStep]:
@@ -230,7 +254,7 @@ def layer_keys(
     key = blake3(f"{KEY_VERSION}\n{architecture}".encode()).hexdigest(KEY_BYTES)
     for step in steps:
         # What a mirror or a mount does not change must not be hashed: only the step itself.
-        hashed = blake3(key.encode() + b"\n" + msgspec.json.encode(step, order="sorted"))
+        hashed = blake3(key.encode() + b"\n" + msgspec.json.encode(_keyed(step), order="sorted"))
         if is_forced(step):
             hashed.update(b"\n" + nonce.encode())
         for name in sorted({use.partition(":")[0] for use in secrets_of([step])} if versions else ()):
@@ -240,20 +264,44 @@ def layer_keys(
     return keys
 
 
+def _keyed(step: AnyStep) -> AnyStep:
+    """What of a step is in its layer's key: not how much of the machine it may use, which changes nothing of what it makes, and
+    not whether a volume is made where it is missing."""
+    if isinstance(step, Working) and step.volumes:
+        same = [msgspec.structs.replace(volume, create=False) for volume in step.volumes]
+        step = msgspec.structs.replace(step, volumes=same)
+    if isinstance(step, RunFunction):
+        step = msgspec.structs.replace(step, cpu=None, memory_mib=None, timeout_seconds=None)
+    return step
+
+
+def every_step(steps: Sequence[AnyStep]) -> Iterator[AnyStep]:
+    """The steps in their order, each stage's before the step that uses it."""
+    for step in steps:
+        if isinstance(step, FromStage | CopyFrom):
+            yield from every_step(step.steps)
+        yield step
+
+
 def secrets_of(steps: Sequence[AnyStep]) -> list[str]:
     """The secrets that steps use, those of stages too, as they name them; each once."""
     found: dict[str, None] = {}
-    for step in steps:
-        match step:
-            case FromRegistry():
-                found.update(dict.fromkeys([step.secret] if step.secret else []))
-            case RunCommands() | RunFunction():
-                found.update(dict.fromkeys(step.secrets))
-            case FromStage() | CopyFrom():
-                found.update(dict.fromkeys(secrets_of(step.steps)))
-            case _:
-                pass
+    for step in every_step(steps):
+        if isinstance(step, FromRegistry) and step.secret:
+            found[step.secret] = None
+        elif isinstance(step, Working):
+            found.update(dict.fromkeys(step.secrets))
     return list(found)
+
+
+def gpus_of(steps: Sequence[AnyStep]) -> list[str]:
+    """The `gpu` of every step that asks for some, each once."""
+    return list(dict.fromkeys(step.gpu for step in every_step(steps) if isinstance(step, Working) and step.gpu))
+
+
+def volumes_of(steps: Sequence[AnyStep]) -> list[StepVolume]:
+    """The volumes of all steps, in their order."""
+    return [volume for step in every_step(steps) if isinstance(step, Working) for volume in step.volumes]
 
 
 def is_forced(step: AnyStep) -> bool:
@@ -286,8 +334,8 @@ def python_minor(steps: Sequence[AnyStep]) -> str:
 
 
 def packs(recipe: ImageRecipe) -> list[FilePack]:
-    """Every pack that a build of the recipe may ask for, each once."""
-    found: dict[str, FilePack] = {}
+    """Every pack that the recipe's use may ask for, each once."""
+    found: dict[str, FilePack] = {recipe.folder.hash: recipe.folder} if recipe.folder is not None else {}
     waiting: list[AnyStep] = [*recipe.steps, *recipe.adds]
     while waiting:
         step = waiting.pop()
@@ -300,7 +348,12 @@ def packs(recipe: ImageRecipe) -> list[FilePack]:
 
 
 def describe(step: AnyStep) -> str:
-    """One line for a log: `pip_install numpy pandas`."""
+    """One line for a log: `pip_install numpy pandas`, `run_function warm with gpu A100`."""
+    gpu = f" with gpu {step.gpu}" if isinstance(step, Working) and step.gpu else ""
+    return f"{_described(step)}{gpu}"
+
+
+def _described(step: AnyStep) -> str:
     name = str(step.__struct_config__.tag)
     match step:
         case DebianSlim():

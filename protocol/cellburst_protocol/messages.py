@@ -47,6 +47,9 @@ from .messages_events import (
     StdinRequest,
 )
 from .messages_images import (
+    BuildLease,
+    BuildLeaseGiven,
+    BuildLeaseOver,
     BuildLog,
     BuildStream,
     DamagedLayer,
@@ -129,6 +132,8 @@ from .messages_session import (
     CellAccepted,
     CellRefused,
     CommMessage,
+    MirrorNeeded,
+    MirrorRecipe,
     NamesData,
     Numbered,
     RunCell,
@@ -202,6 +207,8 @@ Message = (
     | CellAccepted
     | CellRefused
     | NamesData
+    | MirrorNeeded
+    | MirrorRecipe
     | StdinReply
     | ValueComing
     | CommMessage
@@ -222,6 +229,9 @@ Message = (
     | ContainerStream
     | Heartbeat
     | BuildStream
+    | BuildLease
+    | BuildLeaseGiven
+    | BuildLeaseOver
     | ImageBuilt
     | ListImages
     | ImageList
@@ -290,7 +300,8 @@ def decode(head: Buffer) -> Message:
 
 
 __all__ = [
-    "Ack", "BuildLog", "BuildSecret", "BuildStream", "CallEnded", "CancelRun", "CellAccepted", "CellDone", "CellRefused",
+    "Ack", "BuildLease", "BuildLeaseGiven", "BuildLeaseOver",
+    "BuildLog", "BuildSecret", "BuildStream", "CallEnded", "CancelRun", "CellAccepted", "CellDone", "CellRefused",
     "CellStarted", "CommMessage", "ContainerEnded", "ContainerInfo", "ContainerParked", "ContainerReady",
     "ContainerReport", "ContainerStarted", "ContainerStream", "ContainerUsage", "CostLine", "CostReport", "DamagedLayer",
     "DeleteSchedule", "DeleteSecret", "Done", "EndedThing", "Ends", "EngineInfo", "Event", "ExecutorEnded", "FileChange",
@@ -299,8 +310,9 @@ __all__ = [
     "Heartbeat", "Hello", "IOPub", "ImageBuilt", "ImageList", "ImageLogs", "ImageRow", "ImagesPruned", "ImagesVerified",
     "Interrupt",
     "Inventory", "JoinWorker", "Joined", "ListImages", "ListReleases", "ListRuns", "ListSchedules", "ListSecrets",
-    "Logs", "Message", "MirrorSpec", "NameGroup", "NamesData", "NamesNeeded", "Notice", "Numbered", "ParkContainer",
-    "ParkFailed", "ParkSession", "ParkedInfo", "ParkedNames", "PauseSchedule", "Phase", "PhaseTime", "PreviewSchedule",
+    "Logs", "Message", "MirrorNeeded", "MirrorRecipe", "MirrorSpec", "NameGroup", "NamesData", "NamesNeeded", "Notice",
+    "Numbered", "ParkContainer", "ParkFailed", "ParkSession", "ParkedInfo", "ParkedNames", "PauseSchedule",
+    "Phase", "PhaseTime", "PreviewSchedule",
     "PruneImages",
     "PutSchedule", "PutSecret", "Queued", "ReleaseList", "ReleaseRow", "ReleaseSecrets", "RemoteName",
     "ReservedPrice", "RotateSecretKey", "RunCell", "RunInfo", "RunList", "RunSchedule", "RunnerCredit", "RunnerDetach",

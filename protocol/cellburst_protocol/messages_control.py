@@ -12,6 +12,7 @@ import msgspec
 from .messages_base import Base
 from .messages_parts import ContainerInfo, ContainerUsage, GpuUsage, Inventory, ParkedInfo, SnapshotUsage
 from .states import EndReason, SessionState, WorkerState
+from .volumes import VolumeMount
 
 
 class Done(Base, kw_only=True, tag="done"):
@@ -19,7 +20,8 @@ class Done(Base, kw_only=True, tag="done"):
 
 
 class Hello(Base, kw_only=True, tag="hello"):
-    """First control request of whoever dials. `instance` is new for each process."""
+    """First control request of whoever dials. `instance` is new for each process; a worker's `machine_id` is as in `MirrorSpec`:
+    who has the same one sees the same files."""
 
     role: Literal["kernel", "cli", "worker"]
     protocol: tuple[int, int]
@@ -106,6 +108,7 @@ class SessionRow(msgspec.Struct, kw_only=True, omit_defaults=True):
     names: list[str] = []
     parked: ParkedInfo | None = None
     usage: ContainerUsage | None = None  # over the last second that its worker told of
+    volumes: list[VolumeMount] = []  # what it has at which path; buckets without any credential
 
 
 class WorkerRow(msgspec.Struct, kw_only=True, omit_defaults=True):

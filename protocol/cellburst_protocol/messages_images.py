@@ -31,6 +31,39 @@ class BuildStream(Base, kw_only=True, tag="build_stream"):
     recipe: ImageRecipe
     worker: str = ""  # of the gateway's; "" leaves the choice to it
     secrets: dict[str, BuildSecret] = {}  # gateway -> worker: those that its steps use, by name
+    build: str = ""  # gateway -> worker: what a BuildLease of it names
+    volumes: dict[str, str] = {}  # gateway -> worker: ids of the volumes that its steps use, by name
+    shared_folder: str = ""  # gateway -> worker: as in StartContainer
+
+
+class BuildLease(Base, kw_only=True, tag="build_lease"):
+    """Opens a stream, worker -> gateway: a step of a build needs GPUs on this worker, `gpu` as a cell's line says them, beside
+    what the container holds that it is built for. `container` is that one, else `build` is of the BuildStream. Answers: Queued
+    while
+    they are not free, then one BuildLeaseGiven; or a reset with the reason. The lease lasts until the worker says BuildLeaseOver
+    or the stream is gone."""
+
+    gpu: str
+    container: str = ""
+    build: str = ""
+
+
+class BuildLeaseGiven(Base, kw_only=True, tag="build_lease_given"):
+    """The GPUs (uuids of the inventory) are the step's from now on, and are paid for. `id` names the lease's holder to the
+    worker's own book, as a container's id does."""
+
+    id: str
+    lease: str
+    epoch: int
+    gpus: list[str]
+    usd_per_second: str = "0"
+    price_note: str = ""
+
+
+class BuildLeaseOver(Base, kw_only=True, tag="build_lease_over"):
+    """The step has ended, and nothing of it uses the GPUs any more. `seconds`: since BuildLeaseGiven, by the worker's clock."""
+
+    seconds: float
 
 
 class ImageBuilt(Base, kw_only=True, tag="image_built"):

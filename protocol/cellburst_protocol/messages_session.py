@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from .errors import ErrorInfo
-from .images import ImageRecipe
+from .images import FilePack, ImageRecipe
 from .messages_base import Base
 from .messages_control import SessionRow
 from .messages_parts import ContainerInfo, ContainerUsage, MirrorSpec, NameGroup, ParkedInfo, ValuePart
@@ -91,6 +91,7 @@ class RunCell(Base, kw_only=True, tag="run_cell"):
     volumes: list[VolumeMount] | None = None  # by name; None: as the session has them. Ids are the gateway's to fill in
     secrets: list[str] | None = None  # names; None: as the session has them
     with_link: bool = False  # a container made for it may use the gateway: sessions of its own, in its image
+    has_mirror: bool = False  # who sends it answers MirrorNeeded: without, the mirror is had on its own machine only
 
 
 class CellAccepted(Base, kw_only=True, tag="cell_accepted"):
@@ -107,6 +108,26 @@ class CellRefused(Base, kw_only=True, tag="cell_refused"):
 
     call: str
     error: ErrorInfo
+
+
+class MirrorNeeded(Base, kw_only=True, tag="mirror_needed"):
+    """Gateway -> kernel, not numbered: the cell's container starts on `machine`, another one than the kernel's, and its mirror is
+    built there, or with `folder_only` an image of its own. Answered with MirrorRecipe. Asked again on a new link: the answer may
+    have been lost with the old one."""
+
+    call: str
+    machine: str
+    folder_only: bool = False
+
+
+class MirrorRecipe(Base, kw_only=True, tag="mirror_recipe"):
+    """The kernel's environment as an image (none where only the folder was asked for), and the files of the notebook's folder,
+    with all packs at the gateway already; or why there are none."""
+
+    call: str
+    recipe: ImageRecipe | None = None
+    folder: FilePack | None = None
+    error: ErrorInfo | None = None
 
 
 class NamesData(Base, kw_only=True, tag="names_data"):

@@ -44,7 +44,7 @@ class ReservedPrice(msgspec.Struct, kw_only=True, omit_defaults=True):
 class Spending(Base, kw_only=True, tag="spending"):
     """Rows by hour. `truncated`: there were more leases than were asked for, and the oldest are left out. `reserved` is of the
     GPU types in the rows, as far as a price is known. `budget_usd_per_month` is what the workspace means to spend, "" where it
-    says nothing of it; nothing is stopped by it."""
+    says nothing of it; when it is spent, runs of schedules are skipped."""
 
     since_unix_seconds: float
     rows: list[SpendingRow] = []

@@ -105,6 +105,7 @@ class StartContainer(Base, kw_only=True, tag="start_container"):
     ] = {}  # how buckets of `volumes` are opened, by their ids; never kept or logged
     shared_folder: str = ""  # where those of kind "shared" lie, for a worker on the gateway's machine; "": it has none
     build_secrets: dict[str, BuildSecret] = {}  # those that steps of `recipe` use, by name; never kept or logged
+    build_volumes: dict[str, str] = {}  # ids of the volumes that steps of `recipe` use, by name
     link_token: str = ""  # its code may use the gateway with this token, through a socket that the worker passes on
 
 

@@ -5,6 +5,7 @@ Routes, JSON but for a file's bytes (tokens of users and workers; a viewer's may
     GET    /nfs                                 -> SharedList
     POST   /nfs                  CreateShared   -> SharedRow      CONFLICT, unless if_missing
     DELETE /nfs/NAME?used=1                     -> {}             CONFLICT names what uses it, unless `used`
+    GET    /nfs/NAME/size                       -> SharedSize
     GET    /nfs/NAME/entries?path=P&recursive=1 -> SharedEntries
     GET    /nfs/NAME/file?path=P                -> bytes
     PUT    /nfs/NAME/file?path=P  bytes         -> {}             in place of what is there, whole or not at all
@@ -20,6 +21,7 @@ import msgspec
 MAX_ENTRIES = 100_000  # of one answer
 MAX_DEPTH = 200  # folders in one another: of a path that is made from outside, and of one recursive list
 MAX_FILE_BYTES = 1024**4
+MAX_SIZED = 200_000  # entries that are looked at for a size: about a second
 
 
 class SharedRow(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -41,6 +43,14 @@ class CreateShared(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     name: str
     if_missing: bool = False
+
+
+class SharedSize(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What its files hold together, links not counted. Not `whole`: there are so many that these are only some of them."""
+
+    size_bytes: int = 0
+    files: int = 0
+    whole: bool = True
 
 
 class SharedEntry(msgspec.Struct, kw_only=True, omit_defaults=True):

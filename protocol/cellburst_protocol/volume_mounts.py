@@ -22,6 +22,7 @@ SYSTEM_PATHS = (
 )  # fmt: skip
 OPTIONS = ("ro", "last_write_wins")
 SHARED = "nfs://"
+_MARKS = (",", ":", '"')  # of a line; a name with one is refused, however it came
 _FORM = (
     "/PATH:NAME, several with commas; /PATH:NAME:ro is read-only, /PATH:NAME:last_write_wins never tells conflicts;"
     " /PATH:s3://BUCKET/PREFIX?secret=NAME is a bucket, /PATH:nfs://NAME a network file system"
@@ -72,10 +73,35 @@ def check_mounts(mounts: Sequence[VolumeMount], notebook_folder: str = "") -> No
     if len(mounts) > MAX_VOLUMES:
         raise error(ErrorCode.BAD_ARGUMENT, f"{len(mounts)} volumes in one container", allowed=f"at most {MAX_VOLUMES}")
     for mount in mounts:
-        _check_path(mount.path, notebook_folder)
+        check_mount_path(mount.path, notebook_folder)
     for place, one in enumerate(mounts):
         for other in mounts[place + 1 :]:
             _check_pair(one, other)
+
+
+def check_mount_path(path: str, notebook_folder: str = "") -> None:
+    """Whether something may be shown at a path of a container. Raises RequestError (BAD_ARGUMENT)."""
+    why = ""
+    if not path.startswith("/") or path.startswith("//"):
+        why = "it is not absolute"
+    elif path == "/":
+        why = "everything is below it"
+    elif posixpath.normpath(path) != path:
+        why = "it has an empty part, '.' or '..'"
+    elif not path.isprintable() or "\\" in path or len(path.encode(errors="replace")) > MAX_PATH_BYTES:
+        why = "it has characters that cannot be shown, or is too long"
+    elif mark := next((mark for mark in _MARKS if mark in path), ""):
+        why = f"{mark} has a meaning of its own in volumes=, so no line could say it"
+    elif system := next((place for place in SYSTEM_PATHS if _is_at_or_below(path, place)), ""):
+        why = f"{system} is the system's"
+    elif notebook_folder and (_is_at_or_below(path, notebook_folder) or _is_at_or_below(notebook_folder, path)):
+        why = f"the notebook's folder {notebook_folder} is there"
+    if why:
+        raise error(
+            ErrorCode.BAD_ARGUMENT, f"a volume cannot be shown at {shown(path)}: {why}",
+            allowed=f"an absolute path without {' '.join(_MARKS)}, outside {', '.join(SYSTEM_PATHS)} and the notebook's folder",
+            next="for example volumes=/data:NAME",
+        )  # fmt: skip
 
 
 def same_mounts(some: Sequence[VolumeMount], others: Sequence[VolumeMount]) -> bool:
@@ -127,28 +153,6 @@ def _parse_shared(text: str, path: str) -> VolumeMount:
             next=f"for example volumes={path}:{SHARED}{name}?ro",
         )  # fmt: skip
     return shared_mount(name, path, read_only=option == "ro")
-
-
-def _check_path(path: str, notebook_folder: str) -> None:
-    why = ""
-    if not path.startswith("/") or path.startswith("//"):
-        why = "it is not absolute"
-    elif path == "/":
-        why = "everything is below it"
-    elif posixpath.normpath(path) != path:
-        why = "it has an empty part, '.' or '..'"
-    elif not path.isprintable() or "\\" in path or len(path.encode(errors="replace")) > MAX_PATH_BYTES:
-        why = "it has characters that cannot be shown, or is too long"
-    elif system := next((place for place in SYSTEM_PATHS if _is_at_or_below(path, place)), ""):
-        why = f"{system} is the system's"
-    elif notebook_folder and (_is_at_or_below(path, notebook_folder) or _is_at_or_below(notebook_folder, path)):
-        why = f"the notebook's folder {notebook_folder} is there"
-    if why:
-        raise error(
-            ErrorCode.BAD_ARGUMENT, f"a volume cannot be shown at {shown(path)}: {why}",
-            allowed=f"an absolute path outside {', '.join(SYSTEM_PATHS)} and the notebook's folder",
-            next="for example volumes=/data:NAME",
-        )  # fmt: skip
 
 
 def _check_pair(one: VolumeMount, other: VolumeMount) -> None:

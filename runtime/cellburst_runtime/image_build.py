@@ -27,6 +27,7 @@ from cellburst_protocol.images import (
     CopyFrom,
     FromStage,
     ImageRecipe,
+    Working,
     describe,
     layer_keys,
 )
@@ -34,6 +35,7 @@ from cellburst_protocol.images import (
 from .image_check import check_recipe
 from .image_config import ImageConfig, after
 from .image_downloads import Downloads
+from .image_equipment import BuildAids, Leased, NoAids, check_limits
 from .image_logs import Log, LogFiles
 from .image_manifest import Damage
 from .image_records import ImageRecord, ImageRecords
@@ -110,13 +112,14 @@ class _Chain:
 
 @dataclass
 class _Job:
-    """What all steps of one build have: its own mark for steps that are forced, local files, secrets, the keys of all its layers;
-    `made` counts the layers it made."""
+    """What all steps of one build have: its own mark for steps that are forced, local files, secrets, the keys of all its layers,
+    who gives GPUs and volumes; `made` counts the layers it made."""
 
     nonce: str
     files: Files
     secrets: BuildSecrets
     keys: frozenset[str]
+    aids: BuildAids
     made: int = 0
 
 
@@ -157,10 +160,11 @@ class ImageBuilder:
         self._logs = LogFiles(folder / "logs")
 
     async def build(
-        self, recipe: ImageRecipe, files: Files, log: Log, secrets: BuildSecrets | None = None
-    ) -> BuiltImage:
+        self, recipe: ImageRecipe, files: Files, log: Log, secrets: BuildSecrets | None = None,
+        aids: BuildAids | None = None,
+    ) -> BuiltImage:  # fmt: skip
         """Build what is missing of the image, and hold it. `files` gives a pack's tar by its hash; `log` gets each line.
-        `secrets` are those that its steps use: no line, and no error, has a value of them.
+        `secrets` are those that its steps use: no line, and no error, has a value of them. `aids` gives GPUs and volumes.
 
         Raises RequestError for a recipe that cannot be built here, UserCodeError (IMAGE_BUILD) when a step fails: its
         message has the step, the command, the exit code and the last 40 lines. Nothing of the failed step is left.
@@ -172,10 +176,11 @@ class ImageBuilder:
                 next="start the worker as root, after `make setup`; without that, cells run in the notebook's own environment",
             )  # fmt: skip
         check_recipe(recipe, architecture)
+        check_limits(recipe.steps, self._steps.build.cpu, self._steps.build.most_memory_mib)
         given = secrets or BuildSecrets()
         nonce, steps = token_hex(8), [*recipe.steps, *recipe.adds]
         keys = layer_keys(steps, architecture=architecture, nonce=nonce, versions=given.versions)
-        job = _Job(nonce, files, given, frozenset(keys))
+        job = _Job(nonce, files, given, frozenset(keys), aids or NoAids())
         await self.store.remove_dead_drafts()
         chain = _Chain(self.store)
         with self._logs.begin(keys[-1], log) as written:
@@ -237,30 +242,47 @@ class ImageBuilder:
     async def _layer(self, chain: _Chain, step: AnyStep, key: str, job: _Job, progress: _Progress, title: str) -> None:
         found = await self.store.hold(key, chain.parent)
         if found is None:
-            waiting = "waiting for another build that makes this step"
-            with await self.store.building(key, waiting=lambda: progress.log(f"{title}: {waiting}")):
-                found = await self.store.hold(key, chain.parent)
-                if found is None:
-                    progress.log(title)
-                    started = progress.clock()
-                    await self.room.before_layer(job.keys | {*await asyncio.to_thread(self._keep)})
-                    await self._make(chain, step, key, job, progress.log)
-                    job.made += 1
-                    progress.log(f"{title}: done in {progress.clock() - started:.1f} s")
-                    found = await self.store.hold(key, chain.parent)
-                    if found is None:
-                        raise error(ErrorCode.STORE, "the layer just made is not in the store", next="build again")
+            found = await self._missing_layer(chain, step, key, job, progress, title)
         else:
             progress.log(f"{title}: there already")
         chain.held.append(found)
         # What the layer says about the image is as of its own step: metadata steps before it are in it.
         chain.config = found.meta.config
 
-    async def _make(self, chain: _Chain, step: AnyStep, key: str, job: _Job, log: Log) -> None:
+    async def _missing_layer(
+        self, chain: _Chain, step: AnyStep, key: str, job: _Job, progress: _Progress, title: str
+    ) -> HeldLayer:  # fmt: skip
+        # Who has the right to make the layer may not wait for a GPU, for itself or a stage: somebody may hold that who waits
+        # for the layer.
+        async with self._other_image(step, job, progress.log) as other, Leased() as gpus:
+            progress.log(title)
+            if isinstance(step, Working) and step.gpu:
+                await gpus.enter(job.aids.gpus(step.gpu, progress.log))
+            waiting = f"{title}: waiting for another build that makes this step"
+            with await self.store.building(key, waiting=lambda: progress.log(waiting)):
+                found = await self.store.hold(key, chain.parent)
+                if found is not None:
+                    return found
+                started = progress.clock()
+                await self.room.before_layer(job.keys | {*await asyncio.to_thread(self._keep)})
+                await self._make(chain, step, key, job, gpus, other, progress.log)
+                job.made += 1
+                progress.log(f"{title}: done in {progress.clock() - started:.1f} s")
+                found = await self.store.hold(key, chain.parent)
+                if found is None:
+                    raise error(ErrorCode.STORE, "the layer just made is not in the store", next="build again")
+                return found
+
+    async def _make(
+        self, chain: _Chain, step: AnyStep, key: str, job: _Job, gpus: Leased, other: _Chain | None, log: Log
+    ) -> None:  # fmt: skip
         parent = chain.parent
-        async with self._other_image(step, job, log) as other, self.store.draft() as made:
+        async with self.store.draft() as made:
             draft = replace(made, hiding=job.secrets.stream)
-            runner = StepRunner(self._steps, draft, chain.lowers(), chain.config, job.files, log, secrets=job.secrets)
+            runner = StepRunner(
+                self._steps, draft, chain.lowers(), chain.config, job.files, log, secrets=job.secrets, aids=job.aids,
+                gpus=gpus,
+            )  # fmt: skip
             if other is not None:
                 runner.other_root = draft.folder / "other"
                 runner.other_root.mkdir()

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from cellburst_protocol.errors import ErrorCode, error
-from cellburst_protocol.images import ImageRecipe
+from cellburst_protocol.images import FilePack, ImageRecipe
 from cellburst_protocol.messages import MirrorSpec, StartContainer
 
 from .bundle import minor_of
@@ -50,6 +50,14 @@ _KERNELS_OWN = frozenset(
     SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE""".split()  # noqa: SIM905 - a word list
 ).union(REPLACED)
 _OF_THE_IMAGE = ("HF_HOME", "TORCH_HOME", "SHELL")  # ours only where the image says nothing
+_A_COPY = (
+    "The notebook's folder is on another machine: its files are here as they were when the session began. "
+    "`%modal put FILE` sends a later one, `%modal get FILE` brings home what was written."
+)
+_NO_FILES = (
+    "The notebook's folder is on another machine, so none of its files are here but the modules that cells import: "
+    "`%modal put FILE` sends one, `%modal get FILE` brings home what was written."
+)
 # Files of `/etc` that are made for the container; all others are the image's.
 _OURS = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/machine-id", "/etc/localtime", "/etc/timezone")
 
@@ -62,12 +70,24 @@ def recipe_of(request: StartContainer) -> ImageRecipe | None:
     return recipe
 
 
-def shown_spec(spec: MirrorSpec) -> tuple[MirrorSpec, list[str]]:
-    """What of the kernel's machine can be shown, with a note where nothing can: it is another machine."""
+def shown_spec(request: StartContainer, folder_of: Callable[[FilePack | None], Path]) -> tuple[MirrorSpec, list[str]]:
+    """What of the kernel's machine can be shown. Of another machine that is nothing, and a note says so: in the place of the
+    notebook's folder there is one of ours then, with the files that were sent; what a session writes is kept and comes home."""
+    spec, recipe = request.image, request.recipe
     if _shares_machine(spec):
         return spec, []
-    notes = ["The notebook's folder is not shown: it is on another machine."] if spec.notebook_folder else []
-    return msgspec.structs.replace(spec, notebook_folder="", notebook_note="", mounts=[], uid=ORDINARY_UID), notes
+    pack = recipe.folder if recipe is not None else None
+    notes = [_A_COPY if pack is not None else _NO_FILES] if spec.notebook_folder else []
+    notes += [f"Not shown, as they are on another machine: {', '.join(spec.mounts)}."] if spec.mounts else []
+    shown = msgspec.structs.replace(
+        spec,
+        notebook_folder=str(folder_of(pack)),
+        notebook_mode="folder",
+        notebook_note="",
+        mounts=[],
+        uid=ORDINARY_UID,
+    )
+    return shown, notes
 
 
 def plan_image(
@@ -87,7 +107,8 @@ def plan_image(
     _check_python(image)
     person, _ = real_home(spec)
     private = [os.path.realpath(path) for path in private_folders]
-    notebook = notebook_place(spec, person, private)
+    # Of another machine's kernel the folder is one of ours, which lies among what is private.
+    notebook = notebook_place(spec, person, private) if _shares_machine(spec) else spec.notebook_folder
     places = Places(home=person, private=private, notebook="")
     show_asked(places, spec)
     if notebook:

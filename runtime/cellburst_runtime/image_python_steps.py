@@ -5,24 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
-from cellburst_protocol.errors import ErrorCode, error
+from cellburst_protocol.errors import CellburstError, ErrorCode, error
 from cellburst_protocol.images import SUITE_PYTHON, SUITE_PYTHON_PATCH, PipInstall, RunFunction, UvSync
 
 from .engine import Mount
 from .image_config import DEFAULT_PATH, ImageConfig
 from .image_files import find_in_path, settle_links
 from .image_index import PLACE
+from .image_nearest import is_frozen, with_nearest
 from .image_python import PREFIX, PROBE, PROBE_BARE, PythonPlaces, candidates, copy_python
 from .image_root import mount_root
 from .image_sandbox import Program, run_program
-from .image_secrets import AS_JSON
+from .image_secrets import AS_JSON, with_environment, with_values
 from .image_step_base import SECRETS, StepBase
 
 _CALL = f"""
@@ -112,9 +113,11 @@ class PythonSteps(StepBase):
         options = ["--python", python, "--break-system-packages"]
         options += ["--pre"] if step.pre else []
         options += ["--no-deps"] if step.no_deps else []
-        options += ["--default-index", step.index_url] if step.index_url else []
-        for url in step.extra_index_urls:
-            options += ["--index", url, "--index-strategy", "unsafe-best-match"]
+        if step.extra_index_urls:
+            options += ["--index-strategy", "unsafe-best-match"]
+        if not step.secrets:  # else the addresses may have their values, which no command line may hold
+            options += ["--default-index", step.index_url] if step.index_url else []
+            options += [word for url in step.extra_index_urls for word in ("--index", url)]
         for link in step.find_links:
             options += ["--find-links", link]
         for name in step.requirements:
@@ -122,7 +125,30 @@ class PythonSteps(StepBase):
         mounts = [await self.input_mount(step.pack)] if step.pack else []
         words = ["pip", "install", *options, *step.options, "--", *step.packages]
         shown = f"uv pip install {' '.join([*step.packages, *step.requirements])}"
-        await self._uv(words, shown, mounts, plain=not step.options)
+        try:
+            await self._uv(words, shown, mounts, step)
+        except CellburstError as why:
+            if not (step.no_deps and is_frozen(step.packages)) or step.secrets:
+                raise
+
+            async def tried(more: Sequence[str]) -> str:
+                return await self._said_by_uv(
+                    ["pip", "install", "--dry-run", "--reinstall", *options, *step.options, *more]
+                )
+
+            raise await with_nearest(why, step.packages, tried) from None
+
+    async def _said_by_uv(self, words: list[str]) -> str:
+        """What uv says when it is run for its words only; "" where it fails."""
+        said: list[str] = []
+        log, self.log = self.log, said.append
+        try:
+            await self._uv(words, "uv")
+        except CellburstError:
+            return ""
+        finally:
+            self.log = log
+        return "\n".join(said)
 
     async def uv_sync(self, step: UvSync) -> None:
         """Into the image's own Python, which everything in a container uses: what the lock names, as requirements."""
@@ -136,10 +162,9 @@ class PythonSteps(StepBase):
             words += ["--group", group]
         # uv writes into this copy of the project, which is thrown away.
         mounts = [replace(await self.input_mount(step.pack), read_only=False)]
-        plain = not step.options
-        await self._uv([*words, *step.options], "uv export", mounts, plain=plain)
+        await self._uv([*words, *step.options], "uv export", mounts, step)
         install = ["pip", "install", "--python", python, "--break-system-packages", "--no-deps", "-r", listed]
-        await self._uv(install, "uv sync", mounts, plain=plain)
+        await self._uv(install, "uv sync", mounts, step)
 
     def _needs_python(self, what: str) -> str:
         if not self.config.python:
@@ -149,20 +174,26 @@ class PythonSteps(StepBase):
             )  # fmt: skip
         return self.config.python
 
-    async def _uv(self, words: list[str], shown: str, mounts: Sequence[Mount] = (), *, plain: bool = True) -> None:
+    async def _uv(
+        self, words: list[str], shown: str, mounts: Sequence[Mount] = (), step: PipInstall | UvSync | None = None
+    ) -> None:  # fmt: skip
         """Run uv in the sandbox, with the shared cache as far as that is safe.
 
         Code of a user's must not reach a cache that other images use. So uv runs first without building any source
-        package; with the shared cache when nothing of a user's is in the image either (uv starts the image's Python),
-        else over a copy whose changes are thrown away. Only when that fails does it run again, building, on such a copy.
+        package; with the shared cache when nothing of a user's is in the image either (uv starts the image's Python) and
+        the `step` says nothing that changes where packages come from, else over a copy whose changes are thrown away.
+        Only when that fails does it run again, building, on such a copy.
         So a version that has a wheel is taken before a newer one that has none, as with pip's --prefer-binary.
 
         Packages come as links into the cache, which the host then replaces by the files (`settle_links`).
         """
         async with self.machine.downloads.used():
-            await self._uv_on_cache(words, shown, mounts, plain=plain)
+            await self._uv_on_cache(words, shown, mounts, step)
 
-    async def _uv_on_cache(self, words: list[str], shown: str, mounts: Sequence[Mount], *, plain: bool) -> None:
+    async def _uv_on_cache(
+        self, words: list[str], shown: str, mounts: Sequence[Mount], step: PipInstall | UvSync | None
+    ) -> None:  # fmt: skip
+        plain = step is None or not (step.options or step.secrets or step.environment)
         base = self.request()
         place, scratch = f"{PLACE}/cache", self.draft.folder / "tmp"
         scratch.mkdir(exist_ok=True)
@@ -174,21 +205,25 @@ class PythonSteps(StepBase):
         own = [Mount(f"{PLACE}/uv", self.machine.uv), Mount(f"{PLACE}/tmp", str(scratch), read_only=False)]  # noqa: S108
         tools = [*own, *base.mounts, *self.machine.source.mounts, *mounts]
         cache = self.machine.downloads.cache if self.config.clean and plain else await self._private_cache()
-        program = replace(
-            base, arguments=[f"{PLACE}/uv", *words], environment={**environment, "UV_NO_BUILD": "1"}, folder="/",
-            mounts=(Mount(place, str(cache), read_only=False), *tools),
-        )  # fmt: skip
-        said: list[str] = []
-        outcome = await run_program(self.machine.build, self.draft, program, said.append)
-        if outcome.ended_for:
-            raise self.failed(shown, outcome)
-        if outcome.exit_code == 0:
-            for line in said:
-                self.log(line)
-        else:
-            cache = await self._private_cache()
-            mounted = (Mount(place, str(cache), read_only=False), *tools)
-            await self.program(replace(program, environment=environment, mounts=mounted), shown)
+        uses = step.secrets if step is not None else []
+        async with self.with_secrets(replace(base, mounts=tools), uses, lambda has: _indexes(step, has)) as having:
+            arguments = [f"{PLACE}/uv", *words]
+            program = replace(
+                having, arguments=with_environment(SECRETS, arguments) if uses else arguments, folder="/",
+                environment={**environment, "UV_NO_BUILD": "1"},
+                mounts=(Mount(place, str(cache), read_only=False), *having.mounts),
+            )  # fmt: skip
+            said: list[str] = []
+            outcome = await run_program(self.machine.build, self.draft, program, said.append)
+            if outcome.ended_for:
+                raise self.failed(shown, outcome)
+            if outcome.exit_code == 0:
+                for line in said:
+                    self.log(line)
+            else:
+                cache = await self._private_cache()
+                mounted = (Mount(place, str(cache), read_only=False), *having.mounts)
+                await self.program(replace(program, environment=environment, mounts=mounted), shown)
         shared = self.machine.downloads.cache
         stores = [shared] if cache == shared else [self._private / "upper", shared]
         await asyncio.to_thread(settle_links, self.draft.upper, place, stores)
@@ -217,6 +252,16 @@ class PythonSteps(StepBase):
         request = replace(base, arguments=[python, "-c", script], mounts=tuple(mounts))
         async with self.with_secrets(request, step.secrets) as program:
             await self.program(program, f"run_function {step.name}")
+
+
+def _indexes(step: PipInstall | UvSync | None, values: Mapping[str, str]) -> dict[str, str]:
+    """Where a step's packages come from, its secrets' values put in for `$NAME`, as uv's variables have it."""
+    if not isinstance(step, PipInstall):
+        return {}
+    found = {"UV_DEFAULT_INDEX": with_values(step.index_url, values)} if step.index_url else {}
+    if step.extra_index_urls:
+        found["UV_INDEX"] = " ".join(with_values(url, values) for url in step.extra_index_urls)
+    return found
 
 
 def _merged(config: ImageConfig, python: ImageConfig) -> ImageConfig:

@@ -24,13 +24,16 @@ from typing import Any
 from cellburst_protocol.errors import ErrorCode, error
 
 from .cgroups import CPU_PERIOD_MICROSECONDS, Cgroup, Cgroups, Limits
-from .engine import Mount
+from .devices_simulated import BIN
+from .engine import DeviceGrant, Mount
 from .engine_base import finish
 from .engine_gvisor import GvisorSettings
 from .engine_gvisor import NetworkMaker as NetworkMaker
+from .image_config import DEFAULT_PATH
+from .image_equipment import Grant
 from .image_secrets import Hider
 from .image_store import Draft
-from .oci import HOST_TASKS_FIXED, HOST_TASKS_PER_PROCESS, MIB, OPEN_FILES
+from .oci import HOST_TASKS_FIXED, HOST_TASKS_PER_PROCESS, MIB, OPEN_FILES, device_node
 from .proc import process_stat
 from .removal import Remover
 from .tools import find_program
@@ -62,7 +65,8 @@ _CAPABILITIES = [
 
 @dataclass(frozen=True)
 class BuildMachine:
-    """What this machine gives to builds. `networks` None: steps have no network, for the reason in `no_network`."""
+    """What this machine gives to builds. `networks` None: steps have no network, for the reason in `no_network`. `grant` None:
+    they have no GPUs."""
 
     gvisor: GvisorSettings
     cgroups: Cgroups
@@ -70,9 +74,11 @@ class BuildMachine:
     no_network: str = ""
     cpu: float = float(os.cpu_count() or 1)
     memory_mib: int = 4096
+    most_memory_mib: int = 4096  # what a step can ask for
     pids: int = 4096
     disk_reserve_bytes: int = 1 << 30  # what a step always leaves free
     step_seconds: float = STEP_SECONDS
+    grant: Grant | None = None
 
     @property
     def remover(self) -> Remover:
@@ -92,6 +98,7 @@ class Program:
     groups: Sequence[int] = ()
     mounts: Sequence[Mount] = ()
     network: bool = True
+    devices: DeviceGrant = field(default_factory=DeviceGrant)
 
 
 @dataclass
@@ -125,7 +132,8 @@ async def run_program(machine: BuildMachine, draft: Draft, program: Program, log
         document = _config(program, draft, group, limits, namespace, etc, machine.pids)
         (bundle / "config.json").write_text(json.dumps(document))
         machine.gvisor.root.mkdir(parents=True, exist_ok=True)
-        return await _attend(machine, draft, _command(machine, bundle, draft.id, namespace), group, log)
+        command = _command(machine, bundle, draft.id, namespace, program.devices.engine_flags)
+        return await _attend(machine, draft, command, group, log)
     finally:
         await finish(_clean(machine, draft))
 
@@ -310,7 +318,7 @@ def _config(
             "user": {"uid": program.uid, "gid": program.gid, "additionalGids": list(program.groups)},
             "cwd": program.folder,
             "args": list(program.arguments),
-            "env": [f"{name}={value}" for name, value in sorted(program.environment.items())],
+            "env": [f"{name}={value}" for name, value in sorted(_environment(program).items())],
             "capabilities": {
                 **dict.fromkeys(("effective", "permitted"), capabilities),
                 "bounding": _CAPABILITIES,
@@ -330,10 +338,11 @@ def _config(
                 "source": "tmpfs",
                 "options": ["nosuid", "nodev", "mode=1777", f"size={limits.memory_mib * MIB // 4}"],
             },
-            *(_bind(mount) for mount in [*etc, *program.mounts]),
+            *(_bind(mount) for mount in [*etc, *program.mounts, *program.devices.mounts]),
         ],
         "linux": {
             "namespaces": namespaces,
+            "devices": [device_node(node) for node in program.devices.nodes],
             "cgroupsPath": group.engine_path,
             "resources": {
                 "memory": {"limit": limits.memory_mib * MIB},
@@ -342,6 +351,15 @@ def _config(
             },
         },
     }
+
+
+def _environment(program: Program) -> dict[str, str]:
+    """With what GPUs add; their own programs (a simulated one's nvidia-smi) are found before the image's."""
+    environment = {**program.environment, **program.devices.environment}
+    places = [mount.destination for mount in program.devices.mounts if mount.destination == BIN]
+    if places:
+        environment["PATH"] = ":".join([*places, environment.get("PATH") or DEFAULT_PATH])
+    return environment
 
 
 def _bind(mount: Mount) -> dict[str, Any]:
@@ -354,12 +372,13 @@ def _bind(mount: Mount) -> dict[str, Any]:
     }
 
 
-def _command(machine: BuildMachine, bundle: Path, name: str, namespace: str) -> list[str]:
+def _command(machine: BuildMachine, bundle: Path, name: str, namespace: str, device_flags: Sequence[str]) -> list[str]:
     flags = [
         "--platform=systrap",
         f"--network={'sandbox' if namespace else 'none'}",
         "--overlay2=none",  # writes go to the draft
         "--cpu-num-from-quota",
+        *device_flags,
     ]
     command = machine.gvisor.command(*flags, "run", "--bundle", str(bundle), name)
     if not namespace:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shlex
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -21,6 +22,7 @@ from typing import Protocol
 import msgspec
 
 from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo, error, from_info
+from cellburst_protocol.images import expand
 from cellburst_protocol.secrets import check_required, parse_use
 
 from .sealed_files import forget_memory_folder, memory_folder
@@ -28,6 +30,7 @@ from .sealed_files import forget_memory_folder, memory_folder
 ENVIRONMENT = "environment"  # the file with shell assignments
 AS_JSON = "environment.json"
 USERNAME, PASSWORD = "REGISTRY_USERNAME", "REGISTRY_PASSWORD"
+_NAMES = re.compile(r"(?<!\\)\$\{?([A-Za-z_][A-Za-z0-9_]*)")
 # The image's shell reads them and becomes the command; it has no other part in it.
 _WITH = 'set -a; . "$1"; set +a; shift; exec "$@"'
 
@@ -105,6 +108,17 @@ async def shown_in_memory(draft: Path, values: Mapping[str, str], uid: int, gid:
 def with_environment(place: str, arguments: Sequence[str]) -> list[str]:
     """A command that runs with the variables that `shown_in_memory` shows at `place` of its root."""
     return ["/bin/sh", "-c", _WITH, "sh", f"{place}/{ENVIRONMENT}", *arguments]
+
+
+def with_values(text: str, values: Mapping[str, str]) -> str:
+    """The text with the values of secrets for their `$NAME`. Raises RequestError (BAD_ARGUMENT) for any other name."""
+    for name in _NAMES.findall(text):
+        if name not in values:
+            raise error(
+                ErrorCode.BAD_ARGUMENT, f"{text!r}: the step's secrets have no key {name}", allowed=", ".join(sorted(values)),
+                next="give the step the secret that has it: secrets=[...]",
+            )  # fmt: skip
+    return expand(text, dict(values))
 
 
 @asynccontextmanager

@@ -56,7 +56,8 @@ class StepRunner(PythonSteps):
             return ImageConfig()
         await mount_root(self.draft.root, self.lowers, self.draft.upper, self.draft.work)
         try:
-            config = await self._run(step, config)
+            async with self.equipped(step):
+                config = await self._run(step, config)
         finally:
             left = await unmount_below(self.draft.root)
         if left:
@@ -105,11 +106,14 @@ class StepRunner(PythonSteps):
         self.log(f"$ {shown}")
         if step.secrets:
             arguments = with_environment(SECRETS, arguments)
-        environment = {**_APT_ENVIRONMENT, **base.environment, **step.environment}
+        environment = {**_APT_ENVIRONMENT, **base.environment}
         await self.program(replace(base, arguments=arguments, environment=environment), shown)
 
     async def _apt(self, step: AptInstall) -> None:
-        base = self.request()
+        async with self.with_secrets(self.request(), step.secrets) as base:
+            await self._apt_with(base, step)
+
+    async def _apt_with(self, base: Program, step: AptInstall) -> None:
         packages = " ".join(f"'{name}'" for name in step.packages)
         script = (
             f"apt-get update -q && apt-get install -q -y --no-install-recommends -- {packages} && apt-get clean"
@@ -117,7 +121,10 @@ class StepRunner(PythonSteps):
         )
         environment = {**base.environment, **_APT_ENVIRONMENT}
         shown = f"apt-get install {' '.join(step.packages)}"
-        await self.program(replace(base, arguments=[*_SHELL, script], environment=environment, folder="/"), shown)
+        arguments = [*_SHELL, script]
+        if step.secrets:
+            arguments = with_environment(SECRETS, arguments)
+        await self.program(replace(base, arguments=arguments, environment=environment, folder="/"), shown)
 
     def _place(self, path: str, scope: dict[str, str] | None) -> str:
         try:
@@ -147,4 +154,6 @@ class StepRunner(PythonSteps):
 
 def _stays_clean(step: AnyStep, before: ImageConfig) -> bool:
     """Whether everything in the image that can run is still Debian's or this machine's own."""
+    if isinstance(step, AptInstall) and (step.secrets or step.environment):
+        return False  # a variable may say where packages come from, or what their scripts run
     return isinstance(step, DebianSlim) or (before.clean and isinstance(step, AptInstall | AddPython))

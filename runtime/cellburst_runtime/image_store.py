@@ -321,7 +321,7 @@ def _scaffold(folder: Path) -> Path:
     /tmp holds a file because runsc mounts a memory file system over an empty one, and what a step writes there would go.
     """
     scaffold = folder / "scaffold"
-    for name in ("proc", "sys", "dev", "etc", "run", "tmp", "root", "cellburst/build"):
+    for name in ("proc", "sys", "dev", "etc", "run", "tmp", "root", "cellburst/build", "cellburst/bin"):
         (scaffold / name).mkdir(parents=True, exist_ok=True)
     for name in (
         "cache",

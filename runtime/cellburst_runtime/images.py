@@ -15,6 +15,7 @@ from .cgroups import Cgroups
 from .engine import Engine
 from .engine_gvisor import GvisorEngine
 from .image_build import BuiltImage, Files, ImageBuilder
+from .image_equipment import BuildAids, Grant
 from .image_logs import Log
 from .image_records import ImageRecord
 from .image_sandbox import BuildMachine
@@ -33,13 +34,14 @@ def runs_images(info: EngineInfo) -> bool:
 
 
 class Images:
-    """`engines` are those that work here. `max_bytes` bounds what images take (`image_room.Room`). Making this costs nothing: the
-    store is made at its first use."""
+    """`engines` are those that work here. `max_bytes` bounds what images take (`image_room.Room`). `grant` shows leased GPUs to a
+    step. Making this costs nothing: the store is made at its first use."""
 
     def __init__(
         self, data_folder: Path, engines: Sequence[Engine], cgroups: Cgroups, snapshots: SnapshotStore,
-        max_bytes: int | None = None,
+        max_bytes: int | None = None, grant: Grant | None = None,
     ) -> None:  # fmt: skip
+        self._grant = grant
         self._data_folder, self._cgroups, self._snapshots = data_folder, cgroups, snapshots
         self._max_bytes = max_bytes
         capable = [engine for engine in engines if isinstance(engine, GvisorEngine) and runs_images(engine.info)]
@@ -47,10 +49,11 @@ class Images:
         self._builder: ImageBuilder | None = None
 
     async def build(
-        self, recipe: ImageRecipe, files: Files, log: Log, secrets: BuildSecrets | None = None
-    ) -> BuiltImage:
+        self, recipe: ImageRecipe, files: Files, log: Log, secrets: BuildSecrets | None = None,
+        aids: BuildAids | None = None,
+    ) -> BuiltImage:  # fmt: skip
         """See `ImageBuilder.build`. The caller releases it. Raises RequestError (NOT_YET) where no engine can."""
-        return await (await asyncio.to_thread(self._made)).build(recipe, files, log, secrets)
+        return await (await asyncio.to_thread(self._made)).build(recipe, files, log, secrets, aids)
 
     async def share(self, image: BuiltImage) -> BuiltImage:
         """Hold an image once more. Raises PlatformError (STORE) when it is not whole any more."""
@@ -121,7 +124,7 @@ class Images:
             total_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
             machine = BuildMachine(
                 self._engine.settings, self._cgroups, networks, no_network,
-                memory_mib=min(MEMORY_MIB, int(total_mib * MEMORY_SHARE)),
+                memory_mib=min(MEMORY_MIB, int(total_mib * MEMORY_SHARE)), most_memory_mib=total_mib, grant=self._grant,
             )  # fmt: skip
             folder = self._data_folder / FOLDER
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)

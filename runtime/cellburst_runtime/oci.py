@@ -94,7 +94,7 @@ def config(spec: ContainerSpec, *, cgroup_path: str, network_namespace: str, uid
             "pids": {"limit": limits.pids},
         }
     if spec.devices.nodes:
-        linux["devices"] = [_device(node) for node in spec.devices.nodes]
+        linux["devices"] = [device_node(node) for node in spec.devices.nodes]
     return {
         "ociVersion": "1.0.2",
         "hostname": spec.hostname,
@@ -176,7 +176,8 @@ def _rlimit(name: str, value: int, hard: int | None = None) -> dict[str, Any]:
     return {"type": name, "hard": hard or value, "soft": value}
 
 
-def _device(node: str) -> dict[str, Any]:
+def device_node(node: str) -> dict[str, Any]:
+    """A device of this machine's, as a configuration has it. Raises OSError."""
     status = Path(node).stat()
     return {
         "path": node, "type": "c", "major": os.major(status.st_rdev), "minor": os.minor(status.st_rdev),

@@ -21,6 +21,7 @@ from cellburst_protocol.errors import ErrorCode, error
 from cellburst_protocol.messages import GpuShown, GpuUsage, Inventory, MirrorSpec, StartContainer
 
 from .assignment import Sources, Unlike, check_layer, check_sources
+from .brought_folders import BroughtFolders
 from .bundle import Bundle, bundle_for_image, bundle_for_mirror
 from .devices import Devices, no_gpus
 from .devices_nvidia import NvidiaDevices
@@ -32,6 +33,7 @@ from .engine_process import ProcessEngine
 from .engines import Choice, find_engines
 from .fork_servers import ForkServers
 from .image_build import BuiltImage, Files
+from .image_equipment import BuildAids
 from .image_logs import Log
 from .image_plan import plan_image, recipe_of, shown_spec
 from .image_secrets import BuildSecrets
@@ -50,6 +52,7 @@ __all__ = ["PreparedContainer", "RunningContainer", "Runtime"]
 
 STORES = "stores"  # below the data folder: disk images of layers, which must not lie in a memory file system
 SNAPSHOTS = "snapshots"  # below the data folder
+FOLDERS = "folders"  # below the data folder: notebooks' folders of other machines
 SOCKET_PATH_BYTES = 107  # sun_path of a Unix socket without its final NUL, unix(7)
 _NO_DRIVER = "The driver's libraries of this machine are not shown in containers of images yet: CUDA finds no GPU."
 
@@ -69,9 +72,12 @@ class Runtime:
         image_limit_bytes: int | None = None,
     ) -> None:
         self.snapshots = snapshots
-        self.images = Images(data_folder, choice.engines, choice.cgroups, snapshots, image_limit_bytes)
+        self.images = Images(
+            data_folder, choice.engines, choice.cgroups, snapshots, image_limit_bytes, self._grant_to_build
+        )  # fmt: skip
         self.run_folder = run_folder
         self.data_folder = data_folder
+        self._folders = BroughtFolders(data_folder / FOLDERS)
         self.engines = [engine.info for engine in choice.engines]
         self._choice = choice
         self._real = real
@@ -137,11 +143,12 @@ class Runtime:
         return [*self._real.usage(uuids), *self._simulated.usage(uuids)]
 
     async def build_image(
-        self, request: StartContainer, files: Files, log: Log, secrets: BuildSecrets | None = None
-    ) -> BuiltImage | None:
+        self, request: StartContainer, files: Files, log: Log, secrets: BuildSecrets | None = None,
+        aids: BuildAids | None = None,
+    ) -> BuiltImage | None:  # fmt: skip
         """Build and hold the image of a container, for `prepare`; None where it is a mirror. Release it when the container is
-        removed. `files`, `log` and `secrets` as for `ImageBuilder.build`. Raises the error tree; before any work where the
-        engine that the container would have cannot run it (NOT_YET)."""
+        removed. `files`, `log`, `secrets` and `aids` as for `ImageBuilder.build`. Raises the error tree; before any work where
+        the engine that the container would have cannot run it (NOT_YET)."""
         recipe = recipe_of(request)
         if recipe is None:
             return None
@@ -149,7 +156,14 @@ class Runtime:
         engine, _ = self._engine_for(request, gpus)
         if not runs_images(engine.info):
             raise cannot_run(f"the engine {engine.info.name}")
-        return await self.images.build(recipe, files, log, secrets)
+        image = await self.images.build(recipe, files, log, secrets, aids)
+        try:
+            if recipe.folder is not None:
+                await self._folders.bring(recipe.folder, files)
+        except BaseException:
+            image.release()
+            raise
+        return image
 
     async def prepare(
         self, request: StartContainer, *, folder_name: str = "", store_image: Path | None = None,
@@ -178,8 +192,8 @@ class Runtime:
         try:
             record.network = isinstance(engine, GvisorEngine) and request.resources.network != "none"
             record.save(folder)
-            if record.network and isinstance(engine, GvisorEngine):
-                engine.begin_network(request.container)
+            if isinstance(engine, GvisorEngine):
+                engine.begin(request.container, network=record.network)
             # Neither needs the other, and each is as long.
             (spec, plan, bundle), _ = await both(
                 self._plan(request, image),
@@ -258,7 +272,8 @@ class Runtime:
                 cache_folder=caches,
             )  # fmt: skip
             return request.image, plan, await bundle_for_mirror(request.image, self.data_folder)
-        spec, notes = shown_spec(request.image)
+        await asyncio.to_thread(self._folders.show_empty)
+        spec, notes = shown_spec(request, self._folders.path)
         plan = await asyncio.to_thread(
             plan_image, spec, image, cpu=request.resources.cpu, private_folders=private, cache_folder=caches
         )
@@ -290,6 +305,7 @@ class Runtime:
         await self.images.collect_garbage()
         await self._networks.collect_garbage(kept)
         await asyncio.to_thread(self.snapshots.collect_garbage)
+        await asyncio.to_thread(self._folders.collect_garbage)
         for image in (self.data_folder / STORES).glob("*.img"):
             if image.stem not in kept:
                 image.unlink()
@@ -331,6 +347,17 @@ class Runtime:
             allowed=names,
             next="ask for another engine, or for no GPU",
         )
+
+    def _grant_to_build(self, uuids: Sequence[str], folder: Path) -> DeviceGrant:
+        """What a build's step gets to use GPUs, which it does in gVisor."""
+        gpus = self._leased(uuids)
+        real = any(not gpu.simulated for gpu in gpus)
+        if real and not any(info.name == "gvisor" and info.gpu for info in self.engines):
+            raise error(
+                ErrorCode.NO_SUCH_HARDWARE, "gVisor cannot give this machine's GPUs to a build's step",
+                next="`cellburst status` says why; build it on another worker, or without gpu=",
+            )  # fmt: skip
+        return self._grant(gpus, folder, "gvisor")
 
     def _grant(self, gpus: Sequence[GpuShown], folder: Path, engine: str) -> DeviceGrant:
         if not gpus:

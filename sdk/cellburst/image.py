@@ -36,6 +36,7 @@ from cellburst_protocol.images import (
 from . import image_arguments as check
 from .image_arguments import SOURCE_FOLDER, Make
 from .image_dockerfile import dockerfile_steps
+from .image_equipment import Gpu, Variables, equipment
 from .image_imports import asked_imports
 from .image_packs import PackWriter, list_file, list_tree
 from .image_patterns import NON_PYTHON_FILES, FilePatternMatcher, Ignore, matcher
@@ -100,11 +101,15 @@ class Image(ImageSteps):
         ignore: Ignore | None = None,
         secret: Secret | Mapping[str, Secret] | None = None,
         force_build: bool = False,
+        env: Variables | None = None,
+        secrets: Sequence[Secret] | None = None,
+        gpu: Gpu = None,
     ) -> Image:
         """What a Dockerfile says. Its commands run in the build's sandbox. `context_dir`: this folder unless given; what
         `ignore`, or `.dockerignore` beside the file or in that folder, leaves out cannot be copied. `secret` (by name) has the
         login of the registry that its images come from, as in `from_registry`; where they come from several, a dict: registry ->
-        secret."""
+        secret. Each RUN has `env`, `secrets` and `gpu`."""
+        has = equipment("from_dockerfile", env=env, secrets=secrets, gpu=gpu)
         logins = check.registry_logins("from_dockerfile", secret)
         version = check.python_version(add_python) if add_python is not None else ""
 
@@ -117,6 +122,7 @@ class Image(ImageSteps):
             steps = dockerfile_steps(
                 text, packs, context=context, ignored=ignored, arguments=given, name=str(path), logins=logins
             )
+            steps = has.given_to_all(steps)
             if version:
                 steps.append(AddPython(python_version=version))
             return check.forced(steps) if force_build else steps

@@ -152,20 +152,6 @@ def registry_logins(name: str, given: Secret | Mapping[str, Secret] | None) -> d
     return dict(zip(each, secret_uses(name, list(each.values())), strict=True))
 
 
-def not_while_building(name: str, volumes: object, gpu: object) -> None:
-    """Refuse what a build step cannot have. Raises RequestError (NOT_YET)."""
-    if volumes:
-        raise error(
-            ErrorCode.NOT_YET, f"{name}(volumes=...): a build step sees the image only",
-            next="read it in a cell (volumes=...), or add files with add_local_dir",
-        )  # fmt: skip
-    if gpu:
-        raise error(
-            ErrorCode.NOT_YET, f"{name}(gpu={gpu!r}): a build step has no GPU: builds hold no lease",
-            next="build without one (wheels for CUDA install without a GPU), and do what needs it in a cell: gpu=...",
-        )  # fmt: skip
-
-
 def absolute(name: str, path: str) -> None:
     """Raise RequestError for a path that is not absolute."""
     if not path.startswith("/"):

@@ -121,10 +121,12 @@ class FakeWorker:
         cpu: float = 64,
         memory_mib: int = 262144,
         hostname: str = "",
+        machine_id: str = "",
     ) -> None:
         self.url = url.replace("http", "ws", 1) + "/link"
         self.token = token
         self.name = name
+        self.machine_id = machine_id  # as MirrorSpec has it
         shown = [
             GpuShown(index=i, uuid=f"SIM-{name}-{i}", type=t, name=t, memory_mib=81920, simulated=True)
             for i, t in enumerate(gpus)
@@ -221,7 +223,7 @@ class FakeWorker:
         try:
             await peer.request(
                 Hello(role="worker", protocol=PROTOCOL_VERSION, software="fake", instance=self.instance, pid=self.pid,
-                      hostname=socket.gethostname())
+                      hostname=socket.gethostname(), machine_id=self.machine_id)
             )  # fmt: skip
             reports = [
                 ContainerReport(

@@ -23,6 +23,7 @@ from cellburst_runtime.cgroups import Cgroups
 from cellburst_runtime.engine import CheckpointFailed, ContainerExit, ContainerSpec, Usage
 from cellburst_runtime.fork_servers import ForkServers
 from cellburst_runtime.image_build import BuiltImage, Files
+from cellburst_runtime.image_equipment import BuildAids
 from cellburst_runtime.image_logs import Log
 from cellburst_runtime.image_secrets import BuildSecrets
 from cellburst_runtime.images import Images, cannot_run
@@ -211,8 +212,9 @@ class PlainRuntime:
         return [GpuUsage(uuid=uuid, utilization_ratio=0.5, simulated=True) for uuid in uuids]
 
     async def build_image(
-        self, request: StartContainer, files: Files, log: Log, secrets: BuildSecrets | None = None
-    ) -> BuiltImage | None:
+        self, request: StartContainer, files: Files, log: Log, secrets: BuildSecrets | None = None,
+        aids: BuildAids | None = None,
+    ) -> BuiltImage | None:  # fmt: skip
         """The runtime's refusal: a plain process has no image."""
         if request.recipe is None:
             return None

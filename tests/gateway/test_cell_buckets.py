@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from cellburst_gateway.config import GatewayConfig, from_arguments
@@ -16,6 +17,7 @@ from cellburst_protocol.messages import (
     CellAccepted,
     CellRefused,
     DeleteSecret,
+    GetStatus,
     ListReleases,
     PutSecret,
     StartContainer,
@@ -67,6 +69,10 @@ async def test_the_keys_of_a_bucket_go_to_its_worker_alone(house: House) -> None
     assert (mount.path, mount.name, mount.read_only, mount.kind) == ("/data", "s3://training-data/2026", True, "bucket")
     options = {"access_key_id": ID, "secret_access_key": KEY, "region": "eu-central-1"}
     assert start.bucket_keys == {mount.volume: options}
+    # Lists say what is where, and nothing of a value.
+    status = await ask(house, GetStatus())
+    assert [row.volumes for row in status.sessions] == [[mount]]
+    assert not any(word in msgspec.json.encode(status) for word in (ID.encode(), KEY.encode()))
     # It was recorded, and nothing of a value was.
     (row,) = (await ask(house, ListReleases(secret="aws"))).rows
     assert row.container == start.container and row.call == "1" and not row.refused

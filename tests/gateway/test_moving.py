@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from cellburst_protocol import messages as m
 from cellburst_protocol.errors import ErrorCode, error
 from cellburst_protocol.images import ImageRecipe, debian_slim
 from cellburst_protocol.states import EndReason, SessionState
-from tests.fakes.fake_kernel import FakeKernel
+from tests.fakes.fake_kernel import IMAGE, FakeKernel
 from tests.fakes.fake_worker import FakeWorker
 from tests.gateway.house import House
 from tests.gateway.parking_house import A100, H100, park, session_of, with_session
@@ -76,15 +78,16 @@ async def test_one_that_had_secrets_is_refused_and_lives_on(house: House) -> Non
     assert "has had secrets" in refused.error.message and not here.parks_asked and not starts(other)
 
 
-async def test_an_image_moves_to_another_machine_where_the_bare_notebook_s_environment_cannot(house: House) -> None:
-    here = await house.worker()
+async def test_an_image_moves_to_another_machine_where_an_environment_that_nobody_can_name_cannot(house: House) -> None:
+    here = await house.worker(machine_id="m1")
     kernel = await house.kernel()
     await kernel.run("print x", call="c1", resources=A100, recipe=SLIM)
     await kernel.ended("c1")
-    other = await house.worker(name="other", gpus=("H100",), hostname="another-machine")
-    refused = await kernel.run("print y", call="c2", resources=H100)
+    other = await house.worker(name="other", gpus=("H100",), hostname="another-machine", machine_id="m2")
+    mine = msgspec.structs.replace(IMAGE, machine_id="m1")
+    refused = await kernel.run("print y", call="c2", resources=H100, image=mine)
     assert isinstance(refused, m.CellRefused) and "not on another-machine" in refused.error.message
-    await kernel.run("print y", call="c3", resources=H100, keep_image=True)
+    await kernel.run("print y", call="c3", resources=H100, keep_image=True, image=mine)
     assert (await kernel.ended("c3")).reason is EndReason.DONE
     (start,) = starts(other)
     assert start.recipe == SLIM and start.names is not None and len(here.parks_asked) == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from cellburst_protocol.errors import ErrorCode
 from cellburst_protocol.messages import (
     CellAccepted,
@@ -14,6 +16,7 @@ from cellburst_protocol.messages import (
 )
 from cellburst_protocol.resources import GpuChoice, Resources
 from cellburst_protocol.states import EndReason, SessionState
+from tests.fakes.fake_kernel import IMAGE
 from tests.gateway.house import House
 from tests.gateway.parking_house import (
     A100,
@@ -207,13 +210,14 @@ async def test_a_move_that_fails_ends_the_cell_and_leaves_the_session(house: Hou
 
 
 async def test_a_move_to_what_its_machine_has_not_is_refused_and_changes_nothing(house: House) -> None:
-    worker = await house.worker()
+    worker = await house.worker(machine_id="m1")
     kernel = await with_session(house, worker)
-    await house.worker(name="other", gpus=("H100",), hostname="another-machine")
+    await house.worker(name="other", gpus=("H100",), hostname="another-machine", machine_id="m2")
+    mine = msgspec.structs.replace(IMAGE, machine_id="m1")
     for parked in (False, True):
         if parked:
             await park(house, kernel)
-        refused = await kernel.run("print y", call=f"c2-{parked}", resources=H100)
+        refused = await kernel.run("print y", call=f"c2-{parked}", resources=H100, image=mine)
         assert isinstance(refused, CellRefused) and refused.error.code is ErrorCode.CONFLICT
         assert "can never give gpu=H100" in refused.error.message and "%modal restart" in refused.error.next
         assert "own environment is not on another-machine" in refused.error.message

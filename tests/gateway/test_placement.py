@@ -42,7 +42,7 @@ def machine(
 
 
 def want(gpu: str = "", id: str = "r", *, cpu: float = 1, memory: int = 1024, prefer: str = "") -> Request:
-    return Request(id, Resources(gpus=parse_gpus(gpu) if gpu else (), cpu=cpu, memory_mib=memory), prefer)
+    return Request(id, Resources(gpus=parse_gpus(gpu) if gpu else (), cpu=cpu, memory_mib=memory), (prefer,))
 
 
 def placed(outcome: Outcome) -> tuple[str, tuple[str, ...], int]:
@@ -256,11 +256,11 @@ def test_nobody_goes_on_one_machine_for_what_leaves_on_another() -> None:
 
 def test_a_parked_session_is_placed_where_it_is_kept_and_nowhere_else() -> None:
     fleet = [machine("a", "T4"), machine("b", "T4 T4", held={"x": [0]}), machine("c", "H100")]
-    assert placed(place(replace(want("T4"), only="b"), fleet))[0] == "b"
+    assert placed(place(replace(want("T4"), only=("b",)), fleet))[0] == "b"
     full = [machine("a", "T4"), machine("b", "T4", held={"x": [0]})]
-    assert waits(place(replace(want("T4"), only="b"), full)).worker == "b"
-    refused(place(replace(want("T4"), only="c"), fleet))
-    refused(place(replace(want("T4"), only="gone"), fleet), ErrorCode.NO_WORKER)
+    assert waits(place(replace(want("T4"), only=("b",)), full)).worker == "b"
+    refused(place(replace(want("T4"), only=("c",)), fleet))
+    refused(place(replace(want("T4"), only=("gone",)), fleet), ErrorCode.NO_WORKER)
 
 
 # -- what is refused ----------------------------------------------------------------------------------------------------

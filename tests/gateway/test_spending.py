@@ -97,6 +97,9 @@ def test_leases_of_a_span_come_newest_first_and_only_the_workspaces_own(store: S
     ended = store.leases_since("lab", 0, limit=10)[1]
     assert (ended.billed_seconds, ended.closed, ended.notebook, ended.usd_per_second) == (4.0, 25, "n.ipynb", RATE)
     assert [one.lease for one in store.leases_since("other", 0, limit=10)] == ["l2"]
+    # 3 s of the first lie after 12, 4 s of the second; the last is open, and its worker says 7 s
+    assert store.spent_since("lab", 12, {"l3": 7.0, "l1": 99.0}) == 14 * RATE
+    assert (store.spent_since("lab", 26, {}), store.spent_since("nobody", 0, {})) == (0, 0)
 
 
 # -- idle ------------------------------------------------------------------------------------------------------------

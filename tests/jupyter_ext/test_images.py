@@ -13,7 +13,16 @@ from cellburst_jupyter.card_model import CardModel
 from cellburst_jupyter.cell_image import CellImage
 from cellburst_protocol import messages as m
 from cellburst_protocol.errors import ErrorCode, ErrorInfo
-from cellburst_protocol.images import AptInstall, DebianSlim, FromRegistry, ImageRecipe, RunCommands, debian_slim, packs
+from cellburst_protocol.images import (
+    AptInstall,
+    DebianSlim,
+    FromRegistry,
+    ImageRecipe,
+    PipInstall,
+    RunCommands,
+    debian_slim,
+    packs,
+)
 from cellburst_protocol.states import EndReason
 from tests.fakes.fake_gateway_for_kernel import BOX, Cell, FakeKernelGateway
 from tests.jupyter_ext.conftest import Notebook
@@ -177,6 +186,47 @@ def test_a_session_that_is_moved_to_another_image_says_what_came(
     )  # the same image: why its snapshot was no good is worth knowing
     text = "".join(one["content"]["text"] for one in output if one["msg_type"] == "stream")
     assert "snapshot unusable: image was one" in text
+
+
+def test_a_kernel_that_is_asked_sends_its_environment_as_an_image(
+    gateway: FakeKernelGateway, notebook: Notebook, tmp_path: Path
+) -> None:
+    blobs, answers = share_blobs(gateway, tmp_path), []
+
+    async def play(cell: Cell) -> None:
+        assert cell.session.stream is not None
+        cell.session.stream.post(m.MirrorNeeded(call=cell.request.call, machine="the-box"))
+        cell.session.stream.post(m.MirrorNeeded(call=cell.request.call, machine="the-box"))
+        answers.append((await cell.heard(m.MirrorRecipe))[0])
+        box = msgspec.structs.replace(BOX, image="ab" * 20)
+        cell.emit(m.ContainerStarted(container=box, mirror_identity="of this kernel", start="names"))
+        cell.emit(m.CellStarted())
+        cell.done()
+        cell.end()
+
+    gateway.scripts["play"] = play
+    notebook.run("%%modal\n1")
+    for name in ("data.txt", ".env", "other.ipynb"):
+        (tmp_path / "nb" / name).write_text("what")
+    _, output = notebook.run("%%modal\n#!play")
+    assert [cell.request.has_mirror for cell in gateway.sessions["default"].cells] == [True, True]
+    (answer,) = answers
+    assert answer.recipe is not None and answer.recipe.mirror and answer.error is None
+    [pip] = [step for step in answer.recipe.steps if isinstance(step, PipInstall)]
+    assert f"msgspec=={msgspec.__version__}" in pip.packages and pip.no_deps
+    sent = packs(answer.recipe)
+    assert len(sent) == 1 and answer.folder is not None and answer.recipe.folder is None
+    for pack in (*sent, answer.folder):
+        assert (blobs / pack.hash[:2] / pack.hash).stat().st_size == pack.size_bytes
+    assert any("this environment is to be built on the-box" in line for line in cards(output))
+    text = "".join(one["content"]["text"] for one in output if one["msg_type"] == "stream")
+    assert "this environment was built on fakebox" in text and "went along as it is now: 1 files, 4 B" in text, text
+    assert "came back with its names only" in text and "in another image" not in text
+    # What goes wrong here is told there, where the cell waits.
+    notebook.run("import cellburst.image_mirror as mirror\nmirror.frozen_packages = lambda *a: 1 / 0")
+    notebook.run("%%modal\n#!play")
+    assert answers[-1].recipe is None and answers[-1].error is not None
+    assert "could not be read: ZeroDivisionError" in answers[-1].error.message
 
 
 def test_a_detached_cell_says_that_its_image_is_built(gateway: FakeKernelGateway, notebook: Notebook) -> None:

@@ -24,9 +24,11 @@ from cellburst_jupyter.server.schedule_form import (
     text_of,
 )
 from cellburst_protocol.errors import CellburstError
+from cellburst_protocol.messages import GetSchedule
 from cellburst_protocol.resources import GpuChoice, Resources, parse_seconds
 from cellburst_protocol.schedules import ScheduleSpec
 from cellburst_protocol.volume_mounts import parse_volumes
+from tests.house.test_schedules import ask as ask_gateway
 from tests.jupyter_ext.jupyter_side import Client, Server, jupyter_server
 
 CELLS: list[dict[str, Any]] = [
@@ -244,6 +246,42 @@ def test_a_folder_that_has_grown_too_large_is_told_only_where_it_would_be_kept(s
     (path.parent / "data.bin").unlink()
     for one in ask(user, "GET", "schedules")["rows"]:
         ask(user, "DELETE", f"schedules/{one['id']}")
+
+
+def test_an_image_is_read_from_its_file_kept_changed_and_taken_away(place: House, server: Server, user: Client) -> None:
+    path = write(server, "imaged/imaged.ipynb", book(CELLS))
+    write(
+        server,
+        "imaged/images.py",
+        "import cellburst\none = cellburst.Image.debian_slim('3.11')\ntwo = one.env({'A': 'b'})\n",
+    )
+    text = ask(user, "POST", "schedules/look", {"path": "imaged/imaged.ipynb"})["text"]
+    for image, said in (("img", "names no file"), ("gone.py:one", "there is no file")):
+        looked = ask(user, "POST", "schedules/look", {"path": "imaged/imaged.ipynb", "text": text | {"image": image}})
+        assert said in looked["problem"]["message"]
+    refused = {"path": "imaged/imaged.ipynb", "text": text | {"image": "images.py:three"}}
+    assert "no image" in ask(user, "POST", "schedules", refused, 400)["message"]
+    made = ask(user, "POST", "schedules", {"path": "imaged/imaged.ipynb", "text": text | {"image": "images.py:one"}})
+    row, text = made["row"], made["text"]
+    assert text["image"] == "images.py:one"
+
+    def steps() -> tuple[int, bool]:
+        spec = ask_gateway(place, GetSchedule(schedule=row["id"])).spec
+        return len(spec.recipe.steps) if spec.recipe is not None else 0, spec.frozen is not None
+
+    assert steps() == (1, True)
+    (path.parent / "images.py").write_text("broken(")  # an edit that keeps the image reads no file
+    change = {"text": text | {"cron": "0 9 * * *"}, "revision": 1, "take": False}
+    ask(user, "PUT", f"schedules/{row['id']}", change)
+    assert steps() == (1, True)
+    write(server, "imaged/images.py", "import cellburst\none = cellburst.Image.debian_slim('3.11').env({'A': 'b'})\n")
+    ask(user, "POST", f"schedules/{row['id']}/take", {})
+    assert steps() == (2, True), "what is taken over is the image as it is now, too"
+    ask(user, "PUT", f"schedules/{row['id']}", {"text": text | {"image": ""}, "revision": 3, "take": False})
+    assert steps() == (0, True)
+    ask(user, "PUT", f"schedules/{row['id']}", {"text": text, "revision": 4, "take": False})
+    assert steps() == (2, True)
+    ask(user, "DELETE", f"schedules/{row['id']}")
 
 
 @pytest.mark.parametrize(

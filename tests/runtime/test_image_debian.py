@@ -177,6 +177,16 @@ async def test_a_mirror_with_steps_has_a_python_for_the_packages_of_this_one(
         assert [int(n) for n in built.python_version.split(".")] >= [int(n) for n in here.split(".")]
 
 
+async def test_a_frozen_package_that_cannot_be_had_is_named_with_the_nearest_that_can(house: ImageHouse) -> None:
+    frozen = PipInstall(packages=["six==1.16.99", "tomli-w==1.0.0"], no_deps=True)
+    with pytest.raises(CellburstError) as caught:
+        await house.build(ImageRecipe(steps=[DebianSlim(), frozen]))
+    info = caught.value.info
+    assert info.code is ErrorCode.IMAGE_BUILD and "no version of six==1.16.99" in info.detail["output"]
+    assert "six 1.16.99 cannot be had for this image; the nearest that can: 1.16.0, 1.17.0" in info.message
+    assert info.next.startswith("`%pip install six==1.16.0` here")
+
+
 async def test_a_python_before_the_least_is_passed_over(house: ImageHouse) -> None:
     minor = f"{sys.version_info[0]}.{sys.version_info[1]}"
     places = PythonPlaces(find_uv(), house.folder / "pythons-of-none")

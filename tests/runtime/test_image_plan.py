@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from cellburst_protocol.errors import CellburstError, ErrorCode, RequestError
-from cellburst_protocol.images import DebianSlim, ImageRecipe
+from cellburst_protocol.images import DebianSlim, FilePack, ImageRecipe
 from cellburst_protocol.messages import MirrorSpec, StartContainer
 from cellburst_protocol.resources import Resources
 from cellburst_runtime import bundle
+from cellburst_runtime.brought_folders import BroughtFolders
 from cellburst_runtime.bundle import Bundle, bundle_for_image
 from cellburst_runtime.image_build import BuiltImage
 from cellburst_runtime.image_plan import plan_image, recipe_of, shown_spec
@@ -114,17 +115,24 @@ def test_pythons_that_cannot_run_cells(layer: Path) -> None:
         plan_image(spec(), image(layer, python_version="3.8.1"))
 
 
-def test_a_mirror_recipe_is_a_recipe_only_elsewhere() -> None:
-    recipe = ImageRecipe(steps=[DebianSlim()], mirror=True)
+def test_a_mirror_recipe_is_a_recipe_only_elsewhere(layer: Path, tmp_path: Path) -> None:
+    recipe, folder_of = ImageRecipe(steps=[DebianSlim()], mirror=True), BroughtFolders(tmp_path).path
+    (tmp_path / "empty").mkdir()
     request = StartContainer(
         container="c", lease="l", epoch=1, session="s", notebook="n", resources=Resources(), gpus=[],
         image=spec(machine_id=machine_id(), notebook_folder="/nb"), recipe=recipe,
     )  # fmt: skip
-    assert recipe_of(request) is None and shown_spec(request.image) == (request.image, [])
+    assert recipe_of(request) is None and shown_spec(request, folder_of) == (request.image, [])
     request.image.machine_id = "another"
     assert recipe_of(request) is recipe
-    shown, notes = shown_spec(request.image)
-    assert (shown.notebook_folder, shown.uid) == ("", 1000) and "another machine" in notes[0]
+    request.image.mounts = ["/nowhere/data"]
+    shown, notes = shown_spec(request, folder_of)
+    assert (shown.notebook_folder, shown.mounts, shown.uid) == (str(tmp_path / "empty"), [], 1000)
+    recipe.folder = FilePack(hash="ab", size_bytes=1, files=1)
+    assert shown_spec(request, folder_of)[0].notebook_folder == str(tmp_path / "ab")
+    assert "%modal put" in notes[0] and "another machine: /nowhere/data." in notes[1]
+    # It is ours, and shown all the same.
+    assert plan_image(shown, image(layer), private_folders=[tmp_path.parent]).working_folder == "/cellburst/work"
     request.recipe, request.image.machine_id = ImageRecipe(steps=[DebianSlim()]), machine_id()
     assert recipe_of(request) is not None
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import builtins
 import importlib
+import json
 import os
 import sys
 import tarfile
 import threading
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 
-from cellburst import FilePatternMatcher, Image, Secret
+from cellburst import FilePatternMatcher, Image, Secret, image_mirror
 from cellburst.image import Recipe
 from cellburst_protocol.errors import ErrorCode, RequestError
 from cellburst_protocol.images import (
@@ -306,6 +308,40 @@ def test_the_mirror_names_what_is_installed_here(tmp_path: Path) -> None:
     assert not any(text.startswith("cellburst==") for text in pip.packages) and len(copies) == 1
 
 
+def test_the_mirror_takes_what_no_index_has_as_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site, wheels = tmp_path / "site", tmp_path / "wheels"
+    wheels.mkdir()
+
+    def installed(name: str, url: str = "", pure: str = "true", version: str = "1.0") -> None:
+        info = site / f"{name}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (site / f"{name}.py").write_text(f"name = {name!r}")
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        (info / "WHEEL").write_text(f"Root-Is-Purelib: {pure}\n")
+        listed = (f"{name}.py", "../../../bin/x", f"__pycache__/{name}.pyc", "gone.py")
+        (info / "RECORD").write_text("".join(f"{file},,\n" for file in listed))
+        if url:
+            (info / "direct_url.json").write_text(json.dumps({"url": url, "archive_info": {}}))
+
+    for file in ("mine.whl", "compiled.whl"):
+        (wheels / file).touch()
+    installed("mine", (wheels / "mine.whl").as_uri())
+    installed("compiled", (wheels / "compiled.whl").as_uri(), pure="false")
+    installed("packaged", (wheels / "of-a-builder.whl").as_uri())
+    installed("cellburst")
+    installed("torch", version="2.4.0+cu121")
+    monkeypatch.setattr(image_mirror, "distributions", lambda: distributions(path=[str(site)]))
+    given = made(Image.mirror(), tmp_path)
+    recipe = given.recipe
+    [pip] = [step for step in recipe.steps if isinstance(step, PipInstall)]
+    assert pip.packages == ["compiled==1.0", "packaged==1.0", "torch==2.4.0+cu121"]
+    assert pip.extra_index_urls == ["https://download.pytorch.org/whl/cu121"]
+    (copy,) = [step for step in recipe.steps if isinstance(step, Copy)]
+    assert list(names(given, copy)) == ["installed/cellburst.py", "installed/mine.py"]
+    assert recipe.steps[-1] == Env(variables={"PYTHONPATH": "/opt/mirror/installed"})
+    assert image_mirror.frozen_packages()[0] == ["cellburst==1.0", "compiled==1.0", "mine==1.0", *pip.packages[1:]]
+
+
 @pytest.mark.parametrize(("patterns", "path", "ignored"), [
     (["*.py"], "a.py", True), (["*.py"], "d/a.py", False), (["**/*.py"], "d/a.py", True), (["**/*.py"], "a.py", True), (["d"], "d/e/f", True),
     (["/d/"], "d/e", True), (["*", "!keep"], "keep", False), (["*", "!keep"], "other", True), (["d/**", "!d/k"], "d/k", False),
@@ -334,8 +370,3 @@ def test_secrets_of_steps_are_named(tmp_path: Path) -> None:
     refused(lambda: BASE.run_commands("true", secrets=[values]), "has no name")
     refused(lambda: Image.from_registry("a:1", secret=values), "has no name")
     refused(lambda: BASE.run_commands("true", secrets=["hub"]), "str is no secret")  # type: ignore[list-item]
-
-
-def test_what_a_step_cannot_have_is_refused_with_what_to_do() -> None:
-    refused(lambda: BASE.run_commands("true", gpu="A100"), "no lease", ErrorCode.NOT_YET)
-    refused(lambda: BASE.run_function(os.getcwd, volumes={"/v": object()}), "sees the image only", ErrorCode.NOT_YET)

@@ -17,6 +17,7 @@ from tests.sdk.test_scheduling import MIRROR, save
 
 ASKED = [
     Asked(cron="0 7 * * 1-5", timezone="Europe/Berlin", gpu="A100:2", memory="16GiB", cpu="4", network="none", timeout="2h",
+          image="images.py:img", environment="live",
           budget="$3", retries=2, secrets="hf,db:KEY", volumes="/data:sets:ro", parameters={"rate": 0.1}, overlap="queue",
           missed="all", missed_window="1h", notify=["ann@example.org:failure", "jupyter"], folder=False, modal_cells="same"),
     Asked(every="90m", timezone="UTC"), Asked(at="2030-07-01T12:00", timezone="Asia/Tokyo", missed_window="0"),
