@@ -66,7 +66,7 @@ if as_root; then
     scripts/install_runsc.sh "$PWD/.tools" || say "without runsc, cells run as plain processes"
   fi
   if [ "$what" = test ]; then
-    apt_install postgresql chromium fonts-dejavu-core docker-registry buildah busybox-static
+    apt_install postgresql chromium fonts-dejavu-core docker-registry buildah busybox-static openssh-client
   fi
 fi
 say "ready"

@@ -35,6 +35,7 @@ from .cli_common import ask as _ask
 from .cli_common import err, out
 from .cli_common import shows_errors as _shows_errors
 from .cli_image import image
+from .cli_machines import connect, disconnect, machines, upgrade
 from .cli_nfs import nfs
 from .cli_schedule import schedule
 from .cli_secret import secret
@@ -284,3 +285,7 @@ main.add_command(nfs)
 main.add_command(secret)
 main.add_command(schedule)
 main.add_command(service)
+main.add_command(connect)
+main.add_command(machines)
+main.add_command(disconnect)
+main.add_command(upgrade)

@@ -65,6 +65,10 @@ def ensure_gateway(on_progress: Callable[[str], None] | None = None) -> Endpoint
     if running is None:
         with start_lock(configured.folders):
             running = find(configured.folders) or _start(configured, on_progress or (lambda line: None))
+    if (configured.folders.data / "machines").is_dir():
+        from .machine_record import start_keepers  # few have machines of their own
+
+        start_keepers(configured.folders)
     token = (running.data_folder / "token").read_text().strip()
     return Endpoint(url=running.url, token=token, embedded=True, run_folder=configured.folders.run)
 
@@ -178,10 +182,15 @@ def _healthy(url: str) -> bool:
 
 
 def stop(folders: Folders, timeout_seconds: float = 30.0) -> bool:
-    """End the embedded gateway, and a worker that outlived its gateway; False if neither was there.
+    """End the embedded gateway, the tunnels to other machines, and a worker that outlived its gateway; False if neither of the
+    programs was there.
 
     SIGTERM, which lets both end their containers; SIGKILL after the timeout.
     """
+    if (folders.data / "machines").is_dir():
+        from .machine_record import stop_keepers
+
+        stop_keepers(folders)
     gateway = _gateway_pid(folders)
     if gateway:
         _end(gateway, timeout_seconds)
