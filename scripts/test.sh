@@ -3,17 +3,20 @@
 # beside them, at a lower priority so that they do not slow them. What the others printed follows at the end.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-real="gvisor or netns or browser"
+real="gvisor or netns or browser or house"
 log=$(mktemp)
-trap 'kill "$others" 2>/dev/null; wait "$others" 2>/dev/null; rm -f "$log"' EXIT
+others=
+trap '[ -n "$others" ] && { kill -INT "$others"; wait "$others"; } 2>/dev/null; rm -f "$log"' EXIT
 trap 'exit 130' INT TERM
 
-nice -n 10 .venv/bin/python -m pytest -q -m "not ($real)" >"$log" 2>&1 &
+# A shell starts what is in the background with SIGINT ignored, and every program below would inherit that.
+env --default-signal=INT nice -n 10 .venv/bin/python -m pytest -q -m "not ($real)" >"$log" 2>&1 &
 others=$!
 .venv/bin/python -m pytest -q -m "$real"
 status=$?
 wait "$others"
 others_status=$?
+others=
 echo "── the tests without sandboxes, networks or a browser ──"
 cat "$log"
 [ "$status" = 0 ] && [ "$others_status" = 0 ]

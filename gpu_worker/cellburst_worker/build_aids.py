@@ -24,7 +24,7 @@ from cellburst_protocol.images import StepVolume
 from cellburst_protocol.messages import BuildLease, BuildLeaseGiven, BuildLeaseOver, GpuShown, Queued
 from cellburst_protocol.peer import LinkClosed, Peer, Stream, StreamEnded
 from cellburst_protocol.resources import parse_gpus
-from cellburst_protocol.volumes import VolumeMount
+from cellburst_protocol.volumes import VolumeMount, check_name
 from cellburst_runtime.engine_base import finish
 from cellburst_runtime.image_equipment import Owner, ShownVolume
 from cellburst_runtime.volume_mount import VOLUMES, VolumePlaces
@@ -189,7 +189,7 @@ class WorkerAids:
                 ErrorCode.START_FAILED, f"network file system {asked.name} is on the gateway's machine, and this worker is not",
                 next="give the step a volume, or build on the gateway's machine",
             )  # fmt: skip
-        source = Path(self.shared_folder) / asked.name
+        source = Path(self.shared_folder) / check_name(asked.name)
         if not await asyncio.to_thread(source.is_dir):
             raise error(
                 ErrorCode.NOT_FOUND, f"there is no network file system {asked.name} any more",

@@ -198,7 +198,9 @@ class BuildLeases:
     def _end(self, handle: ContainerHandle, over: asyncio.Task[float | None]) -> None:
         said = None if over.cancelled() or over.exception() is not None else over.result()
         if said is not None:
-            handle.reported(said, self._hub.clock.monotonic())
+            now = self._hub.clock.monotonic()
+            handle.reported(said, now)
+            handle.freeze(now)  # what it counted is what is billed
         self._hub.events.container_gone(handle, EndReason.STOPPED if said is None else EndReason.DONE)
 
 

@@ -41,7 +41,8 @@ class Mirrors:
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        self._asked: dict[str, asyncio.Future[MirrorRecipe]] = {}  # by call
+        # By container: the same call may be placed again, and asked for again, before the first one has noticed.
+        self._asked: dict[str, tuple[str, asyncio.Future[MirrorRecipe]]] = {}  # its call, and the answer
 
     def shares(self, worker: str, image: MirrorSpec | None) -> bool:
         """Whether a worker sees the same files as the kernel; also where nobody said on which machine one of them is."""
@@ -87,7 +88,7 @@ class Mirrors:
         self, session: Session, handle: ContainerHandle, call: Call, question: MirrorNeeded
     ) -> MirrorRecipe | None:
         answer: asyncio.Future[MirrorRecipe] = asyncio.get_running_loop().create_future()
-        self._asked[call.id] = answer
+        self._asked[handle.id] = call.id, answer
         told: Subscriber | None = None
         deadline = self._hub.clock.monotonic() + ASK_SECONDS
         try:
@@ -104,13 +105,15 @@ class Mirrors:
                     )  # fmt: skip
             return None
         finally:
-            del self._asked[call.id]
+            del self._asked[handle.id]
 
     def answered(self, session: Session, message: MirrorRecipe) -> None:
         """What a kernel says of its environment; dropped where nobody waits for it any more."""
-        answer = self._asked.get(message.call)
-        if answer is not None and not answer.done() and session.call is not None and session.call.id == message.call:
-            answer.set_result(message)
+        if session.call is None or session.call.id != message.call:
+            return
+        for call, answer in self._asked.values():
+            if call == message.call and not answer.done():
+                answer.set_result(message)
 
     def _taken(self, session: Session, message: MirrorRecipe, own: ImageRecipe | None) -> ImageRecipe:
         """The recipe to start with. `own` is the cell's image, where it is in one."""

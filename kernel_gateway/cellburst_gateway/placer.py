@@ -36,7 +36,7 @@ from .build_secrets import for_container
 from .calls import Call
 from .cell_volumes import bucket_keys, shared_folder
 from .cells import describe
-from .container_link import container_token
+from .container_link import INSIDE, container_token
 from .containers import ContainerDetail, ContainerHandle, is_mirror
 from .park_rules import Cause, wanted_after
 from .placement import Holding, Machine, Placed, Refused, Request, Waits, place, place_all
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from .hub import Hub
 
 RUNS = "schedule:"  # what the notebook of a scheduled run's own session begins with
+NOBODY = ""  # no worker: a call that only workers which are not there could take
 MOVE_SECONDS = 900.0  # 1 GB of names over a slow line
 LOCAL_WORKER_SECONDS = 60.0  # how long a request waits for this machine's own worker to come up
 KEEPER_SECONDS = 60.0  # how long a cell waits for the lost worker that keeps its session; then it starts without it
@@ -163,7 +164,7 @@ class Placer:
             Request(
                 call_id,
                 w.call.resources,
-                self._hub.mirrors.at_home(w.call.image, w.call.recipe),
+                self._hub.mirrors.at_home(w.call.image, None),  # also in an image: its folder is there, live
                 self._only(w, machines),
                 w.builds,
             )
@@ -240,10 +241,13 @@ class Placer:
             return (keeper,)
         if call.cell is None or call.cell.has_mirror:
             return ()
-        # A scheduled run's folder is laid out on the gateway's machine, also where it runs in an image.
-        recipe = None if waiting.session.record.notebook.startswith(RUNS) else call.recipe
-        home = self._hub.mirrors.at_home(call.image, recipe)
-        return tuple(worker for worker in home if self._can_give(worker, call.resources, machines))
+        # A scheduled run's folder is laid out on the gateway's machine, also where it or a cell of it runs in an image.
+        run = waiting.session.record.notebook.startswith((RUNS, INSIDE))
+        home = self._hub.mirrors.at_home(call.image, None if run else call.recipe)
+        able = tuple(worker for worker in home if self._can_give(worker, call.resources, machines))
+        if able or not run or call.image is None or not call.image.machine_id:
+            return able
+        return home or (NOBODY,)
 
     def _keeper_lost(self, session: Session) -> bool:
         """Whether the worker that keeps the session is not there, and may come back with it."""
@@ -387,6 +391,13 @@ class Placer:
                 # Stopped since it was placed: the worker did not know what to stop, and must not start it now.
                 self._hub.events.container_gone(handle, handle.stop_reason or EndReason.STOPPED)
                 return
+            if (
+                handle.detail.recipe is not recipe
+            ):  # what was answered is what it goes on with after a restart of this gateway
+                self._hub.store.move_container(
+                    handle.id, ContainerState.STARTING, now=self._hub.clock.wall(),
+                    detail=msgspec.json.encode(handle.detail).decode(),
+                )  # fmt: skip
             if worker is None or worker.peer is None:
                 return  # its end, or its next join without this container, places the call again
             await worker.peer.request(

@@ -21,14 +21,14 @@ import msgspec
 from cellburst_protocol import notebooks
 from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo
 from cellburst_protocol.images import ImageRecipe
-from cellburst_protocol.messages import MirrorSpec, SessionStream
+from cellburst_protocol.messages import EngineInfo, MirrorSpec, SessionStream
 from cellburst_protocol.schedules import RunReason, RunState, ScheduleSpec
 from cellburst_protocol.states import EndReason, SessionState
 
 from .notebook_out import NotebookOut
-from .placer import RUNS
+from .placer import LOCAL_WORKER_SECONDS, RUNS
 from .run_calls import Ended, RunCalls, why_gone
-from .run_environment import Surroundings, chosen, machine_id, packs_of
+from .run_environment import Surroundings, chosen, differs, machine_id, packs_of
 from .run_inside import NO_MACHINES, begin_code, wants_machines
 from .run_kept import KeptFiles
 from .run_log import RunLog
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .run_files import RunFiles
 
 KERNEL_ID = "schedule"
+LOOK_SECONDS = 0.1  # for the worker of this machine
 WRITE_SECONDS = (
     2.0  # between two writes of a notebook while one cell prints; at the end of each cell it is written anyway
 )
@@ -174,10 +175,9 @@ class RunDriver:
         spec, detail = self._spec, self.detail
         if not detail.environment:
             changes = await asyncio.to_thread(self._surroundings.changes, spec)
-            mine = self.run.owner.workspace
-            workers = [w for w in self._hub.fleet.workers.values() if w.reachable and w.owner.workspace == mine]
-            engines = [worker.inventory.engines[0] for worker in workers if worker.inventory.engines]
-            detail.environment, line = chosen(spec, changes, engines)
+            if spec.frozen is not None and differs(changes):
+                await self._wait_for_home()
+            detail.environment, line = chosen(spec, changes, self._home_engines())
             if line:
                 detail.note(line)
                 self._out.note(environment_changes=line)
@@ -186,6 +186,20 @@ class RunDriver:
             return None
         await asyncio.to_thread(self._files.offer, self._hub.blobs, self.run.owner.workspace, packs_of(spec))
         return spec.recipe if detail.environment == "image" or spec.frozen is None else spec.frozen.recipe
+
+    def _home_engines(self) -> list[EngineInfo]:
+        """What the workers of this machine, where its folder is, would run it in."""
+        mine, here = self.run.owner.workspace, machine_id()
+        workers = [w for w in self._hub.fleet.workers.values() if w.reachable and w.owner.workspace == mine]
+        home = [worker for worker in workers if worker.machine_id in ("", here)]
+        return [worker.inventory.engines[0] for worker in home if worker.inventory.engines]
+
+    async def _wait_for_home(self) -> None:
+        """Right after a gateway's start its worker has not dialled yet; what it can run decides the environment."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOCAL_WORKER_SECONDS):
+                while not self._home_engines() and self._cancelled is None:
+                    await asyncio.sleep(LOOK_SECONDS)
 
     def _new_log(self) -> RunLog:
         """The log of its cells; before they are known, of none."""

@@ -7,11 +7,12 @@ each schedule. What a run is doing is in its row and its session's log, so that 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import shlex
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -131,14 +132,18 @@ class ScheduleRuns:
                 live.record = record
             self._aim(live)
             live.stats = None
-            over = self._budget.over(live.record.owner.workspace) if any(row.state in ACTIVE for row in rows) else None
+            over = None
+            if any(row.state in ACTIVE for row in rows):
+                with self._later(live):
+                    over = self._budget.over(live.record.owner.workspace)
             if ends_earlier and over is None:
                 self._cancel_all(live, RunReason.REPLACED)
             for row in rows:
-                if row.state in ACTIVE and over is not None:
-                    self._skip(live, row, over, wall)
-                elif row.state in ACTIVE:
+                if row.state in ACTIVE:
                     live.runs.append(row)
+                    if over is not None:
+                        with self._later(live):
+                            self._skip(live, row, over, wall)
                 else:
                     self._hub.metrics.add("cellburst_runs_total", reason=row.reason.value if row.reason else "")
             if live.following is None:
@@ -183,7 +188,6 @@ class ScheduleRuns:
         ):  # it waited, or an earlier gateway recorded it
             over = self._budget.over(run.owner.workspace)
             if over is not None:
-                live.runs = live.runs[1:]
                 self._skip(live, run, over, wall)
                 return
         if run.state is RunState.QUEUED:
@@ -195,6 +199,14 @@ class ScheduleRuns:
             "run starts", extra={"run": run.id, "attempt": run.attempt, "late_seconds": round(wall - run.instant, 3)}
         )
         self._hub.spawn(self._drive(live, driver))
+
+    @contextlib.contextmanager
+    def _later(self, live: Live) -> Iterator[None]:
+        """A record that cannot be read or written now: the runs are in the record and in `live`, and are looked at again."""
+        try:
+            yield
+        except CellburstError as why:
+            log.warning("a budget could not be looked at", extra={"schedule": live.record.id, "why": why.info.message})
 
     def _skip(self, live: Live, run: RunRecord, over: Over, wall: float) -> None:
         """The month's budget is spent: the run is none. Who is to hear of that hears it once of each budget."""
@@ -208,6 +220,7 @@ class ScheduleRuns:
             )
             if told != known:
                 self._hub.store.set_setting(owner, TOLD, told_text(over, told), now=wall)
+        live.runs = [one for one in live.runs if one.id != run.id]
         live.stats = None
         self._notifier.next_look = 0.0
         self._hub.metrics.add("cellburst_runs_total", reason=RunReason.MONTH_BUDGET.value)

@@ -14,6 +14,7 @@ import msgspec
 from cellburst_protocol import notebooks
 from cellburst_protocol.errors import CellburstError, ErrorCode, error
 from cellburst_protocol.images import secrets_of as secrets_of_steps
+from cellburst_protocol.images import volumes_of as volumes_of_steps
 from cellburst_protocol.messages import (
     PreviewSchedule,
     PutSchedule,
@@ -31,6 +32,7 @@ from cellburst_protocol.schedules import (
     When,
     check_spec,
 )
+from cellburst_protocol.volume_mounts import SHARED
 
 from . import cron, cron_words
 from . import schedule_times as times
@@ -336,8 +338,10 @@ def secrets_of(spec: ScheduleSpec) -> list[str]:
 
 
 def volumes_of(spec: ScheduleSpec) -> list[str]:
-    """Names of the volumes that a run or one of its cells has."""
-    return sorted({*(mount.name for mount in spec.volumes), *spec.cell_volumes} - {""})
+    """Names of the volumes that a run, one of its cells, or a step of its image has."""
+    built = volumes_of_steps(spec.recipe.steps) if spec.recipe is not None else []
+    names = {f"{SHARED}{one.name}" if one.kind == "shared" else one.name for one in built if not one.create}
+    return sorted({*(mount.name for mount in spec.volumes), *spec.cell_volumes, *names} - {""})
 
 
 def _state(text: str) -> Literal["active", "paused", "done"]:

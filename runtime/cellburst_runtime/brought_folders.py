@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import time
@@ -20,11 +21,13 @@ from cellburst_protocol.images import FilePack
 
 from .image_files import check_pack, unpack
 
-KEPT_SECONDS = (
-    30 * 86400.0
-)  # after the last start that used it; parked sessions are kept 7 days unless the operator says more
+# After the last start that used it; parked sessions are kept 7 days unless the operator says more.
+KEPT_SECONDS = 30 * 86400.0
+MOST_BYTES = 4 << 30  # of all of them; more than that only for those that are shown now or were used in the last days
+FRESH_SECONDS = 8 * 86400.0
 EMPTY = "empty"  # what is shown where no folder was sent
 _DRAFT = ".part-"
+_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 class BroughtFolders:
@@ -34,7 +37,11 @@ class BroughtFolders:
         self._place = place
 
     def path(self, pack: FilePack | None) -> Path:
-        """Where a pack's files are shown from; an empty folder without one."""
+        """Where a pack's files are shown from; an empty folder without one. Raises PlatformError (INTEGRITY)."""
+        if pack is not None and not _HASH.fullmatch(pack.hash):
+            raise error(
+                ErrorCode.INTEGRITY, f"{pack.hash[:80]!r} is not a pack's hash", allowed="64 hexadecimal digits"
+            )
         return self._place / (pack.hash if pack is not None else EMPTY)
 
     async def bring(self, pack: FilePack, file: Callable[[str], Path | Awaitable[Path]]) -> None:
@@ -44,6 +51,7 @@ class BroughtFolders:
             found = file(pack.hash)
             tar = found if isinstance(found, Path) else await found
             try:
+                await asyncio.to_thread(self._make_room)
                 await asyncio.to_thread(self._unpack, tar, pack, target)
             except OSError as why:
                 code = ErrorCode.DISK_FULL if why.errno in (28, 122) else ErrorCode.START_FAILED
@@ -61,6 +69,7 @@ class BroughtFolders:
         draft.mkdir(mode=0o755, parents=True)
         try:
             unpack(tar, draft)
+            os.sync()  # its name must not be there after a loss of power without what is in it
             with contextlib.suppress(FileExistsError):  # another start was faster
                 try:
                     draft.rename(target)
@@ -69,6 +78,18 @@ class BroughtFolders:
                         raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+    def _make_room(self) -> None:
+        """Remove the least recently used beyond MOST_BYTES, but for those that may be needed."""
+        found = [(folder.stat().st_mtime, folder) for folder in self._place.glob("*") if _HASH.fullmatch(folder.name)]
+        left = sum(_bytes(folder) for _, folder in found)
+        shown = Path("/proc/self/mountinfo").read_text() if found else ""
+        for used, folder in sorted(found):
+            if left <= MOST_BYTES or time.time() - used < FRESH_SECONDS:
+                return
+            if str(folder) not in shown:
+                left -= _bytes(folder)
+                shutil.rmtree(folder, ignore_errors=True)
 
     def collect_garbage(self) -> None:
         """At a worker's start, when nothing is shown: remove what was long not used, and drafts of one that was killed."""
@@ -79,3 +100,7 @@ class BroughtFolders:
                 old = time.time() - folder.stat().st_mtime > KEPT_SECONDS and folder.name != EMPTY
                 if old or folder.name.startswith(_DRAFT):
                     shutil.rmtree(folder)
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*"))

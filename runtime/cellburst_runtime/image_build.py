@@ -256,9 +256,13 @@ class ImageBuilder:
         # for the layer.
         async with self._other_image(step, job, progress.log) as other, Leased() as gpus:
             progress.log(title)
-            if isinstance(step, Working) and step.gpu:
-                await gpus.enter(job.aids.gpus(step.gpu, progress.log))
             waiting = f"{title}: waiting for another build that makes this step"
+            if isinstance(step, Working) and step.gpu:
+                with await self.store.building(key, waiting=lambda: progress.log(waiting)):
+                    found = await self.store.hold(key, chain.parent)
+                    if found is not None:
+                        return found  # who made it had the GPU: none is paid for here
+                await gpus.enter(job.aids.gpus(step.gpu, progress.log))
             with await self.store.building(key, waiting=lambda: progress.log(waiting)):
                 found = await self.store.hold(key, chain.parent)
                 if found is not None:

@@ -26,6 +26,11 @@ _INSTALLS = re.compile(r"^\s*\+ (\S+)==(\S+?)\s*$", re.MULTILINE)
 Try = Callable[[Sequence[str]], Awaitable[str]]
 
 
+def _plain(name: str) -> str:
+    """A package's name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 def is_frozen(packages: Sequence[str]) -> bool:
     """Whether all that is to be installed is named with its version."""
     return bool(packages) and all(FROZEN.fullmatch(text) or " @ " in text for text in packages)
@@ -33,9 +38,10 @@ def is_frozen(packages: Sequence[str]) -> bool:
 
 def missing_of(packages: Sequence[str], output: str) -> tuple[str, str] | None:
     """The name and version of the package that uv says cannot be had; None where it failed for something else."""
-    wanted = dict(text.split("==", 1) for text in packages if FROZEN.fullmatch(text))
+    frozen = (text.split("==", 1) for text in packages if FROZEN.fullmatch(text))
+    wanted = {_plain(name): version for name, version in frozen}
     for found in _SAID.finditer(" ".join(output.split())):
-        version = wanted.get(found["name"], "")
+        version = wanted.get(_plain(found["name"]), "")
         if version and found["version"] in (None, version):
             return found["name"], version
     return None
@@ -47,9 +53,8 @@ async def nearest(name: str, version: str, tries: Try) -> list[str]:
     found: list[str] = []
     for words in (["--", f"{name}<={public}"], ["--resolution", "lowest-direct", "--", f"{name}>{public}"]):
         said = await tries(words)
-        found += [
-            got for which, got in _INSTALLS.findall(said) if which == name and got != version and got not in found
-        ]
+        installs = [got for which, got in _INSTALLS.findall(said) if _plain(which) == _plain(name)]
+        found += [got for got in installs if got != version and got not in found]
     return found
 
 

@@ -132,18 +132,17 @@ class PythonSteps(StepBase):
                 raise
 
             async def tried(more: Sequence[str]) -> str:
-                return await self._said_by_uv(
-                    ["pip", "install", "--dry-run", "--reinstall", *options, *step.options, *more]
-                )
+                words = ["pip", "install", "--dry-run", "--reinstall", *options, *step.options, *more]
+                return await self._said_by_uv(words, mounts, step)
 
             raise await with_nearest(why, step.packages, tried) from None
 
-    async def _said_by_uv(self, words: list[str]) -> str:
+    async def _said_by_uv(self, words: list[str], mounts: Sequence[Mount], step: PipInstall) -> str:
         """What uv says when it is run for its words only; "" where it fails."""
         said: list[str] = []
         log, self.log = self.log, said.append
         try:
-            await self._uv(words, "uv")
+            await self._uv(words, "uv", mounts, step)
         except CellburstError:
             return ""
         finally:

@@ -20,14 +20,10 @@ from cellburst_protocol.errors import ErrorCode, error
 from cellburst_protocol.images import AnyStep, Copy, Env, PipInstall, debian_slim
 
 from .image_packs import PackedFile, PackWriter, list_tree
-from .image_patterns import FilePatternMatcher
+from .source_files import SourceLeftOut
 
 EDITABLE_FOLDER = "/opt/mirror"
 OWN = "cellburst"  # no index need have it
-# What a source folder holds beside the sources, some of it large.
-_LEFT_OUT = FilePatternMatcher(
-    "**/.*", "**/__pycache__", "**/node_modules", "**/venv", "**/*.egg-info", "**/build", "**/dist", "**/*.ipynb"
-)
 # Builds for a GPU's driver have versions of their own, which are not on PyPI ("torch==2.4.0+cu121"). Source: pytorch.org,
 # "Start Locally".
 _TORCH_BUILD = re.compile(r"torch[a-z]*==\S+\+(cu\d+|cpu|xpu|rocm[\d.]+)")
@@ -45,7 +41,7 @@ def mirror_steps(packs: PackWriter) -> list[AnyStep]:
     entries: list[PackedFile] = []
     paths: list[str] = []
     for number, root in enumerate(roots):
-        entries += list_tree(root, _LEFT_OUT, f"{number}/")
+        entries += list_tree(root, SourceLeftOut(root), f"{number}/")
         paths.append(f"{EDITABLE_FOLDER}/{number}")
     if files:
         entries += [PackedFile(f"installed/{name}", path) for name, path in files.items()]

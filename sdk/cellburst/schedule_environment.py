@@ -23,8 +23,8 @@ from cellburst_protocol.images import AnyStep, Copy, Env, ImageRecipe, debian_sl
 from cellburst_protocol.messages import MirrorSpec
 from cellburst_protocol.schedules import MAX_FOLDER_BYTES, FrozenEnvironment
 
-from .schedule_freeze import LEFT_OUT, is_secret
 from .sizes import size_text
+from .source_files import SourceLeftOut
 
 if TYPE_CHECKING:
     from .image import Image
@@ -132,7 +132,7 @@ def frozen_environment(packs: Path) -> Kept:
         roots = [root for root in dict.fromkeys(found) if root.resolve() not in own]
         trees = [(root, str(number)) for number, root in enumerate(roots)]
         trees += [(place, f"{_PLACE}/{name}") for name in OURS for place in _places(name)]
-        entries = [entry for root, name in trees for entry in list_tree(root, _LeftOut(), f"{name}/")]
+        entries = [entry for root, name in trees for entry in list_tree(root, SourceLeftOut(root), f"{name}/")]
         entries += [PackedFile(f"{_INSTALLED}/{name}", path) for name, path in installed.items() if not _is_ours(name)]
         size = sum(entry.path.stat().st_size for entry in entries if entry.path is not None)
         if size > MAX_FOLDER_BYTES:
@@ -159,20 +159,6 @@ def frozen_environment(packs: Path) -> Kept:
 
 def _is_ours(name: str) -> bool:
     return name.partition("/")[0] in (*OURS, *_ALSO_OURS)
-
-
-class _LeftOut:
-    """What of a source folder is not kept: no sources, or keys."""
-
-    def __call__(self, path: Path) -> bool:
-        if path.parts[0] in ("build", "dist", "labextension"):  # what builds leave there; ours is the panel's
-            return True
-        return any(
-            name.startswith(".") or name in LEFT_OUT or is_secret(name) or name.endswith((".egg-info", ".ipynb"))
-            for name in path.parts
-        )
-
-    covers = __call__
 
 
 def _own_folders() -> set[Path]:

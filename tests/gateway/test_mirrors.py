@@ -94,6 +94,17 @@ async def test_a_kernel_that_was_away_is_asked_again(house: House) -> None:
     assert (await again.ended("c1")).reason is EndReason.DONE and starts(box)[0].recipe == BUILT
 
 
+async def test_a_worker_that_came_back_without_the_container_is_placed_on_and_asked_for_again(house: House) -> None:
+    box, kernel = await house.worker(machine_id="m2"), await house.kernel()
+    await run(kernel, "c1")
+    await asked(kernel, "c1")
+    await box.drop_link()
+    await kernel.until(lambda: len(kernel.texts(m.MirrorNeeded)) == 2)
+    await answer(kernel, "c1")  # a kernel that is still at it answers both questions at once
+    assert (await kernel.ended("c1")).reason is EndReason.DONE
+    assert [start.recipe for start in starts(box)] == [BUILT] and not house.gateway.hub.mirrors._asked
+
+
 async def test_what_the_kernel_cannot_say_ends_the_cell(house: House) -> None:
     box, kernel = await house.worker(machine_id="m2"), await house.kernel()
     why = ErrorInfo(code=ErrorCode.NOT_FOUND, message="the source of the editable package 'mine' is not there")

@@ -26,6 +26,7 @@ from cellburst_protocol.images import Copy, DebianSlim, FilePack, ImageRecipe
 from cellburst_protocol.messages import EngineInfo, MirrorSpec, PutSchedule
 from cellburst_protocol.schedules import FrozenEnvironment, RunReason, RunState, ScheduleSpec, When
 from tests.gateway.house import House
+from tests.gateway.parking_house import H100
 from tests.gateway.scheduled import Scheduling, notebook
 
 
@@ -108,8 +109,10 @@ def test_editable_sources_that_are_others_now_are_named(tmp_path: Path) -> None:
     assert now.changes(spec) == [] and now.changes(spec) == [] and len(reads) == 1, "read once while nothing moves"
     (root / "lib/added.py").write_text("z = 1")
     status = file.stat()
-    file.write_text("x = 2")
-    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))  # the same size and time: its content tells
+    other_text = root / "lib/draft"
+    other_text.write_text("x = 2")
+    os.utime(other_text, ns=(status.st_atime_ns, status.st_mtime_ns))  # the same size and time: its content tells
+    other_text.replace(file)
     assert now.changes(spec) == [f"{file} changed"]
     file.write_text("x = 1")
     assert now.changes(spec) == [] and now.changes(spec) == [] and len(reads) == 3
@@ -208,7 +211,7 @@ async def test_a_schedule_runs_and_is_edited_after_its_machine_was_started_again
 
 async def test_a_run_in_an_image_stays_where_its_folder_is(house: House) -> None:
     here = msgspec.structs.replace(mirror(), machine_id=machine_id())
-    far = await house.worker(name="a-far", machine_id="another", gpus=("A100-80GB",))
+    far = await house.worker(name="a-far", machine_id="another", gpus=("A100-80GB", "H100"))
     home = await house.worker(name="z-home", machine_id=machine_id(), gpus=("A100-80GB", "T4"))
     client = await Scheduling.of(house)
     await client.put(
@@ -219,3 +222,7 @@ async def test_a_run_in_an_image_stays_where_its_folder_is(house: House) -> None
     assert (len(far.containers), len(home.containers)) == (0, 1)
     await client.cancel(run)
     await client.until(run)
+    # Not elsewhere either when only another machine has what it asks for, or its own one is away.
+    await client.put(notebook("pass"), name="big", image=here, recipe=ImageRecipe(steps=[DebianSlim()]), resources=H100)
+    refused = await client.until((await client.run("big")).id)
+    assert (refused.state, len(far.containers)) == (RunState.FAILED, 0), refused

@@ -25,6 +25,7 @@ NEEDED = ["setpriv", "unshare", "mount"]
 SIDE_SECONDS = 150
 
 pytestmark = [
+    pytest.mark.house,
     pytest.mark.timeout(240),
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user"),
     pytest.mark.skipif(any(shutil.which(p) is None for p in NEEDED), reason=f"needs {', '.join(NEEDED)}"),

@@ -13,7 +13,7 @@ import pytest
 
 from bench.harness import House, house
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.house, pytest.mark.timeout(180)]
 
 SYSTEMCTL = """#!{python}
 import json, os, shlex, signal, subprocess, sys, time

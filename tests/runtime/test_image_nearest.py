@@ -9,7 +9,7 @@ import pytest
 from cellburst_protocol.errors import CellburstError, ErrorCode, error
 from cellburst_runtime.image_nearest import is_frozen, missing_of, nearest, with_nearest
 
-WANTED = ["numpy==2.1.0", "six==1.16.99", "torch==2.4.0+cu121", "own @ git+https://example.org/own@abc"]
+WANTED = ["ruamel.yaml==0.18.6", "numpy==2.1.0", "six==1.16.99", "torch==2.4.0+cu121", "own @ git+https://example.org/own@abc"]
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,7 @@ WANTED = ["numpy==2.1.0", "six==1.16.99", "torch==2.4.0+cu121", "own @ git+https
             ("six", "1.16.99"),
         ),
         ("Because numpy was not found in the package registry and you require numpy==2.1.0", ("numpy", "2.1.0")),
+        ("Because ruamel-yaml was not found in the package registry", ("ruamel-yaml", "0.18.6")),
         ("Because torch==2.4.0+cu121 has no wheels with a matching platform tag", ("torch", "2.4.0+cu121")),
         ("Because there is no version of six==9 and you require six==9", None),
         ("Because left was not found in the package registry", None),

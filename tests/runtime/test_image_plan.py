@@ -128,8 +128,8 @@ def test_a_mirror_recipe_is_a_recipe_only_elsewhere(layer: Path, tmp_path: Path)
     request.image.mounts = ["/nowhere/data"]
     shown, notes = shown_spec(request, folder_of)
     assert (shown.notebook_folder, shown.mounts, shown.uid) == (str(tmp_path / "empty"), [], 1000)
-    recipe.folder = FilePack(hash="ab", size_bytes=1, files=1)
-    assert shown_spec(request, folder_of)[0].notebook_folder == str(tmp_path / "ab")
+    recipe.folder = FilePack(hash="ab" * 32, size_bytes=1, files=1)
+    assert shown_spec(request, folder_of)[0].notebook_folder == str(tmp_path / ("ab" * 32))
     assert "%modal put" in notes[0] and "another machine: /nowhere/data." in notes[1]
     # It is ours, and shown all the same.
     assert plan_image(shown, image(layer), private_folders=[tmp_path.parent]).working_folder == "/cellburst/work"

@@ -28,4 +28,5 @@ def test_it_is_gone_for_the_caller_and_its_children() -> None:
 
 def test_an_ordinary_user_keeps_it() -> None:
     code = "import os\nos.setuid(65534)\nfrom cellburst_runtime.membarrier import hide_membarrier\nprint(hide_membarrier())\n"
-    assert said("from cellburst_runtime import membarrier\n" + code + ASK).splitlines()[0] == "False"
+    first, second = said("from cellburst_runtime import membarrier\n" + code + ASK).splitlines()
+    assert first == "False" and not second.startswith("-1")

@@ -35,7 +35,7 @@ from tests.fakes.fake_kernel import FakeKernel
 from tests.fakes.images import ImageHouse, content
 from tests.gateway.house import House
 
-pytestmark = [pytest.mark.gvisor, pytest.mark.netns]
+pytestmark = [pytest.mark.gvisor, pytest.mark.netns, pytest.mark.timeout(400)]
 
 BUILD_SECONDS = 120.0
 VALUE = "s3cr3t-of-the-step"
