@@ -54,9 +54,9 @@ async def serve(options: Options) -> None:
         removed = await runtime.collect_garbage()
         spools = options.data_folder / "spool" / folder_id(options.run_folder)
         shutil.rmtree(spools, ignore_errors=True)  # of a worker that is gone, as its containers are
-        exchange = Exchange(options.data_folder / "blobs", http_url(url), options.read_token)
+        exchange = Exchange(options.data_folder / "blobs", http_url(url), options.read_token, options.token_owners)
         imports = Imports(options.data_folder / "snapshots" / "imports")
-        volumes = GatewayVolumes(http_url(url), options.read_token)
+        volumes = GatewayVolumes(http_url(url), options.read_token, options.token_owners)
         folder = options.data_folder / "volumes"
         desk = VolumeDesk(
             VolumeStore(folder), volumes, Outbox(folder / "outbox", volumes),
@@ -76,7 +76,7 @@ async def serve(options: Options) -> None:
         }
         log.info("worker starts", extra=what)
         try:
-            await _until_stopped(stop, worker, GatewayLink(url, options.read_token, worker))
+            await _until_stopped(stop, worker, GatewayLink(url, options.read_token, worker, options.token_owners))
         finally:
             await runtime.close()
 

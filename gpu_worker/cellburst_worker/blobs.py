@@ -17,13 +17,15 @@ import secrets
 import shutil
 import stat
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from blake3 import blake3
 
 from cellburst_protocol.errors import CellburstError, ErrorCode, error
 from cellburst_protocol.messages import ValuePart
+
+from . import loopback_peer
 
 HASH = re.compile(r"[0-9a-f]{64}")
 TEMPORARY_NAME = re.compile(r"[0-9a-f]{32}")
@@ -256,11 +258,12 @@ def _write_all(fd: int, data: memoryview, offset: int) -> None:
 
 
 class GatewayBlobs:
-    """Blobs by HTTP, for a worker that does not share the gateway's folder. `url` is http(s)://host:port."""
+    """Blobs by HTTP, for a worker that does not share the gateway's folder. `url` is http(s)://host:port; `owners` are those
+    of `GatewayLink`."""
 
-    def __init__(self, url: str, token: Callable[[], str]) -> None:
+    def __init__(self, url: str, token: Callable[[], str], owners: Callable[[], Iterable[int]] = tuple) -> None:
         self._url = urllib.parse.urlsplit(url)
-        self._token = token
+        self._token, self._owners = token, owners
 
     def fetch(self, hash: str, size_bytes: int, into: BlobFolder) -> None:
         """Get a blob, checked, unless it is here already. Raises PlatformError (INTEGRITY, UNAVAILABLE, DISK_FULL)."""
@@ -311,8 +314,18 @@ class GatewayBlobs:
             raise error(ErrorCode.INTEGRITY, f"the blob {hash[:16]}… came with other bytes", next="run the cell again")
 
     def _connect(self) -> http.client.HTTPConnection:
-        kind = http.client.HTTPSConnection if self._url.scheme == "https" else http.client.HTTPConnection
-        return kind(self._url.hostname or "", self._url.port, timeout=HTTP_TIMEOUT_SECONDS, blocksize=1024 * 1024)
+        secure = self._url.scheme == "https"
+        kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+        made = kind(self._url.hostname or "", self._url.port, timeout=HTTP_TIMEOUT_SECONDS, blocksize=1024 * 1024)
+        if secure:
+            return made
+        try:
+            made.connect()
+            loopback_peer.check(made.sock, self._owners())
+        except OSError as why:
+            made.close()
+            raise _unavailable("exchanged with", why) from None
+        return made
 
     def _path(self, hash: str) -> str:
         return f"{self._url.path.rstrip('/')}/blobs/{hash}"

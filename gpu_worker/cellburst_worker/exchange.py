@@ -23,9 +23,11 @@ log = logging.getLogger(__name__)
 class Exchange:
     """`folder` is where this worker's values lie now. Until a gateway shares its own, that is a folder of the worker's."""
 
-    def __init__(self, own_folder: Path, url: str, token: Callable[[], str]) -> None:
+    def __init__(
+        self, own_folder: Path, url: str, token: Callable[[], str], owners: Callable[[], Iterable[int]] = tuple
+    ) -> None:
         self._own = own_folder
-        self._gateway = GatewayBlobs(url, token)
+        self._gateway = GatewayBlobs(url, token, owners)
         self.shared = False
         self.folder = BlobFolder(own_folder)
 

@@ -11,10 +11,11 @@ import ipaddress
 import logging
 import random
 import urllib.parse
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import Any, Protocol
 
 import websockets.asyncio.client as ws
+from websockets.datastructures import HeadersLike
 from websockets.exceptions import InvalidHandshake, WebSocketException
 
 from cellburst_protocol.errors import CellburstError, ErrorCode, error
@@ -22,6 +23,8 @@ from cellburst_protocol.framing import MAX_FRAME_BYTES, FramingError
 from cellburst_protocol.messages import Hello, Joined, JoinWorker, Message, Welcome
 from cellburst_protocol.peer import Peer, Stream
 from cellburst_protocol.version import negotiate
+
+from . import loopback_peer
 
 FIRST_DELAY_SECONDS = 0.03
 QUICK_TRIES = 60  # about 4 s of quick tries: a gateway that is killed and started again serves within 3 s
@@ -103,10 +106,12 @@ def _is_loopback(host: str) -> bool:
 
 
 class GatewayLink:
-    """Keeps a worker joined."""
+    """Keeps a worker joined. `owners`: the users, beside root and this process's, who may serve on loopback what it joins."""
 
-    def __init__(self, url: str, token: Callable[[], str], member: Member) -> None:
-        self._url, self._token, self._member = url, token, member
+    def __init__(
+        self, url: str, token: Callable[[], str], member: Member, owners: Callable[[], Iterable[int]] = tuple
+    ) -> None:
+        self._url, self._token, self._member, self._owners = url, token, member, owners
         self._said = ""
 
     async def run(self) -> None:
@@ -137,6 +142,7 @@ class GatewayLink:
             compression=None, max_size=MAX_MESSAGE_BYTES, write_limit=WRITE_LIMIT_BYTES, open_timeout=OPEN_SECONDS,
             ping_interval=PING_SECONDS, ping_timeout=PONG_SECONDS, close_timeout=1.0,
             proxy=None if _is_loopback(urllib.parse.urlsplit(self._url).hostname or "") else True,
+            create_connection=_looks_first(self._owners),
         )  # fmt: skip
         peer = Peer(dialer=True, on_message=self._member.on_message, on_open=self._member.on_open)
         joined = asyncio.Event()
@@ -168,6 +174,23 @@ class GatewayLink:
             if isinstance(frame, str):
                 raise FramingError("a text message; frames are binary")
             peer.feed(frame)
+
+
+def _looks_first(owners: Callable[[], Iterable[int]]) -> type[ws.ClientConnection]:
+    """A connection that looks who has the other end before it says anything."""
+
+    class Connection(ws.ClientConnection):
+        async def handshake(self, additional_headers: HeadersLike | None = None, *words: Any, **more: Any) -> None:
+            if (raw := self.transport.get_extra_info("socket")) is not None and not self.protocol.uri.secure:
+                try:
+                    loopback_peer.check(raw, owners())
+                except PermissionError as why:
+                    raise error(
+                        ErrorCode.FORBIDDEN, str(why), next="end what listens there; it is tried again by itself"
+                    ) from None
+            await super().handshake(additional_headers, *words, **more)
+
+    return Connection
 
 
 async def _first_to_end(*work: Awaitable[object]) -> None:

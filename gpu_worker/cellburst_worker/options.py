@@ -49,6 +49,15 @@ class Options:
             raise error(ErrorCode.UNAUTHENTICATED, f"the token file {str(self.token_file)!r} holds no token")
         return text
 
+    def token_owners(self) -> tuple[int, ...]:
+        """The user id of who owns the token file: that user has the token already."""
+        if self.token_file is None:
+            return ()
+        try:
+            return (self.token_file.stat().st_uid,)
+        except OSError:
+            return ()
+
 
 def parse(arguments: list[str]) -> Options:
     """Options of a command line. Ends the program with status 2 and a sentence when they are wrong."""

@@ -10,7 +10,7 @@ import http.client
 import os
 import threading
 import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +34,8 @@ from cellburst_protocol.volumes import (
 )
 from cellburst_runtime.volume_tree import Owner, VolumeStore
 
+from . import loopback_peer
+
 TIMEOUT_SECONDS = 60.0  # without a byte moving: a commit of 50,000 paths on a slow disk
 MAX_ANSWER_BYTES = 512 * 1024**2  # a list of 500,000 files
 BATCH_BYTES = MAX_PACK_BYTES // 2  # of one request: four at once keep a link busy and 64 MiB of memory
@@ -45,11 +47,12 @@ T = TypeVar("T")
 
 
 class GatewayVolumes:
-    """Asks one gateway. `url` is http(s)://host:port. `chunk_folder` is set where its chunks can be read as files."""
+    """Asks one gateway. `url` is http(s)://host:port. `chunk_folder` is set where its chunks can be read as files.
+    `owners` are those of `GatewayLink`."""
 
-    def __init__(self, url: str, token: Callable[[], str]) -> None:
+    def __init__(self, url: str, token: Callable[[], str], owners: Callable[[], Iterable[int]] = tuple) -> None:
         self._url = urllib.parse.urlsplit(url)
-        self._token = token
+        self._token, self._owners = token, owners
         self.chunk_folder: Path | None = None
 
     def files(self, volume: str, since: int) -> VolumeFiles:
@@ -106,6 +109,9 @@ class GatewayVolumes:
         connection = make(self._url.hostname or "", self._url.port, timeout=TIMEOUT_SECONDS, blocksize=1024 * 1024)
         headers = {"Authorization": f"Bearer {self._token()}", "Content-Type": kind}
         try:
+            if not secure:
+                connection.connect()
+                loopback_peer.check(connection.sock, self._owners())
             connection.request(method, self._url.path.rstrip("/") + path, body=body, headers=headers)
             answer = connection.getresponse()
             raw = answer.read(MAX_ANSWER_BYTES + 1)

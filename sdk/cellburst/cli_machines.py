@@ -19,7 +19,7 @@ from .config import Settings, settings
 from .machine_record import Machine, default_name, tunnel_now
 from .machine_record import machine as one_machine
 from .machine_record import machines as all_machines
-from .machine_ssh import Target
+from .machine_ssh import Target, absolute
 
 _SSH_OPTIONS = (
     click.option("-p", "--port", type=click.IntRange(1, 65535), help="Of its ssh server."),
@@ -52,8 +52,8 @@ def connect(target: str, name: str, sudo: bool, simulate_gpus: str, engine: str,
     """
     words: list[str] = []
     for option, value in (("-p", ssh["port"]), ("-i", ssh["identity"]), ("-J", ssh["jump"]), ("-F", ssh["ssh_config"])):
-        words += [option, str(value)] if value else []
-    words += [word for value in ssh["options"] for word in ("-o", value)]
+        words += [option, absolute(option, str(value))] if value else []
+    words += [word for value in ssh["options"] for word in ("-o", absolute("-o", value))]
     asked = connecting.Ask(
         Target(target, tuple(words)),
         name or default_name(target),

@@ -31,6 +31,7 @@ from .machine_record import (
     start_keeper,
     stop_keepers,
     tunnel_now,
+    without_keeper,
 )
 from .machine_ssh import CommandFailed, Ssh, Target, has_terminal
 from .machine_steps import Connect, Step, Wanted
@@ -40,6 +41,7 @@ ASK_SECONDS = 0.2
 LOOK_SECONDS = 10.0  # a worker that ended by itself is not waited for longer
 INSTALL_SECONDS = 900.0
 STOP_SECONDS = 90.0
+LEAVE_SECONDS = 150.0
 NO_NETWORK = (
     "dns error",
     "error sending request",
@@ -128,13 +130,19 @@ class _Work:
         self._runsc = machine_package.find_runsc(folders.data)
         self._core = Connect(Wanted(
             asked.name, asked.target.name, platform.machine(), self._package.build, version, whose(folders), asked.sudo,
-            _digest(self._runsc) if self._runsc else "", asked.upgrade,
+            _digest(self._runsc) if self._runsc else "", asked.upgrade, asked.engine, asked.simulate_gpus,
+            (known.sudo, known.engine, known.simulate_gpus) if known is not None else None,
         ))  # fmt: skip
+        self._alone = contextlib.ExitStack()  # while it is open no keeper starts the worker that was stopped
         self._python = ""
         self._row: WorkerRow | None = None
 
     def run(self) -> WorkerRow:
         """All steps."""
+        with self._alone:
+            return self._all()
+
+    def _all(self) -> WorkerRow:
         do: dict[Step, Callable[[], str]] = {
             Step.DIAL: self._dial, Step.UV: self._send_uv, Step.PYTHON: self._have_python, Step.PACKAGE: self._install,
             Step.SANDBOX: self._send_sandbox, Step.STOP: self._stop, Step.SETTLE: self._settle, Step.TUNNEL: self._tunnel,
@@ -253,8 +261,9 @@ class _Work:
         return "sent gVisor (runsc)"
 
     def _stop(self) -> str:
-        stop_keepers(self._folders, [self._asked.name])
-        return _worker(self._ssh, self._me, self._sudo, "stop") or "the worker ended"
+        self._alone.enter_context(without_keeper(self._folders, self._asked.name))
+        said = self._script(_by(self._sudo, machine_scripts.STOP, self._me), seconds=STOP_SECONDS).strip()
+        return "the worker ended" + (" (it had to be killed)" if said == "killed" else "")
 
     @property
     def _sudo(self) -> str:
@@ -284,12 +293,15 @@ class _Work:
             whose=core.wanted.whose, build=core.wanted.build, port=port, sudo=bool(self._sudo),
             simulate_gpus=asked.simulate_gpus, engine=asked.engine, system=core.found.system, connected_unix_seconds=time.time(),
         )  # fmt: skip
+        keep(self._folders, self._kept)
+        self._alone.close()
         if self._known is None or (self._known.port, self._known.options) != (port, self._kept.options):
             stop_keepers(self._folders, [asked.name])
-        keep(self._folders, self._kept)
         return f"its things are in {self._me}"
 
     def _tunnel(self) -> str:
+        if tunnel_now(self._folders, self._asked.name).state != "up":
+            stop_keepers(self._folders, [self._asked.name])  # it may wait, with an agent that is gone
         if not keeper_pid(self._folders, self._asked.name):
             start_keeper(self._folders, self._asked.name)
         deadline = time.monotonic() + JOIN_SECONDS
@@ -345,10 +357,15 @@ def failed_step(step: Step, name: str, base: str, why: CommandFailed) -> Cellbur
 
 
 def _worker(ssh: Ssh, folder: str, sudo: str, word: str) -> str:
-    """One word to `worker.sh` there."""
+    """One word to `worker.sh` there that only asks; "" where it does not answer."""
     with contextlib.suppress(CommandFailed):
         return ssh.script(f"{sudo} sh {shlex.quote(folder)}/worker.sh {word}\n", seconds=STOP_SECONDS).strip()
     return ""
+
+
+def _by(sudo: str, text: str, folder: str) -> str:
+    """One of the scripts that need the folder, run by sudo or not."""
+    return f"{sudo} sh -c {shlex.quote(f'me={shlex.quote(folder)}' + chr(10) + text)}\n"
 
 
 def _python(said: str) -> str:
@@ -371,14 +388,36 @@ def disconnect(name: str, configured: Settings, say: Say, *, only_here: bool = F
     if not only_here:
         with Ssh(one.dial, folders.run, ask=has_terminal()) as ssh:
             ssh.open()
-            stop_keepers(folders, [name])
-            sudo = "sudo -n" if one.sudo else ""
-            killed = _worker(ssh, one.folder, sudo, "stop")
-            say("stop", f"the worker ended{' (it had to be killed)' if killed else ''}")
-            _worker(ssh, one.folder, sudo, "remove")
-            say("remove", f"removed {one.folder} there; {one.base} keeps what the next connection needs")
-    stop_keepers(folders, [name])
-    forget(folders, one)
+            with without_keeper(folders, name):
+                _leave(ssh, one, say)
+                forget(folders, one)
+        return
+    with without_keeper(folders, name):
+        forget(folders, one)
+
+
+def _leave(ssh: Ssh, one: Machine, say: Say) -> None:
+    """End the worker there and remove its things. Raises CellburstError where anything is left."""
+
+    def there(text: str) -> str:
+        try:
+            return ssh.script(_by("sudo -n" if one.sudo else "", text, one.folder), seconds=LEAVE_SECONDS).strip()
+        except CommandFailed as why:
+            raise error(
+                ErrorCode.UNAVAILABLE, f"{one.target} is still connected: {why.last_lines(3) or f'status {why.status}'}",
+                next=f"put that right there, and disconnect again; or `cellburst disconnect {one.name} --only-here`",
+            ) from None  # fmt: skip
+
+    said = there(machine_scripts.STOP)
+    if said in ("stopped", "killed"):
+        say(
+            "stop",
+            f"the worker {'did not run' if said == 'stopped' else 'had to be killed'}: one more ends what it left",
+        )
+        said = there(machine_scripts.TIDY)
+    say("stop", f"the worker ended{' (it had to be killed)' if said == 'killed' else ''}")
+    there(machine_scripts.REMOVE)
+    say("remove", f"removed {one.folder} there; {one.base} keeps what the next connection needs")
 
 
 def ends(name: str, configured: Settings) -> list[str]:

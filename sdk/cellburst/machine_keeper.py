@@ -18,6 +18,8 @@ import time
 from types import FrameType
 from typing import IO
 
+from cellburst_protocol.errors import CellburstError
+
 from .config import Folders, folders
 from .machine_record import Machine, TunnelNow, gateway_address, keeper_lock, machine, tell
 from .machine_ssh import environment, failed, is_refusal, tunnel_command
@@ -194,7 +196,6 @@ class Keeper:
 def main() -> int:
     """The program. Its first process ends at once, so that nobody has to wait for the keeper's end."""
     where, name = folders(), sys.argv[1]
-    kept = machine(where, name)
     holds, tells = os.pipe()
     if os.fork():
         os.close(tells)
@@ -203,7 +204,13 @@ def main() -> int:
     os.setsid()
     os.close(holds)
     with keeper_lock(where, name) as mine:
-        keeper = Keeper(where, kept)
+        try:
+            keeper = Keeper(
+                where, machine(where, name)
+            )  # as it is now: who held the lock may have changed or forgotten it
+        except CellburstError as why:
+            sys.stderr.write(f"{why}\n")
+            return 1
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, keeper.ask_to_end)
         os.close(tells)

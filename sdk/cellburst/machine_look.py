@@ -70,6 +70,7 @@ for base in "$HOME/.local/share/cellburst/machine" "/var/tmp/cellburst-machine-$
       case "$(tr '\0' ' ' <"/proc/${pid:-0}/cmdline" 2>/dev/null)" in *"--run-dir $run "*) state=runs ;; esac
     done
     say worker "$(basename "$one") $state $(cat "$one/build" 2>/dev/null)"
+    [ -f "$one/name" ] && say called "$(basename "$one") $(cat "$one/name")"
   done
 done
 say end yes
@@ -118,6 +119,7 @@ class Found:
     uvs: frozenset[str] = frozenset()
     sandboxes: frozenset[str] = frozenset()
     workers: dict[str, tuple[bool, str]] = field(default_factory=dict)  # whose -> (runs, its build)
+    called: dict[str, str] = field(default_factory=dict)  # whose -> the name that it was connected by
     whole: bool = False
 
     @property
@@ -163,6 +165,7 @@ def read(text: str) -> Found:
         builds={words[0]: " ".join(words[1:]) for line in many.get("build", []) if (words := line.split())},
         uvs=frozenset(many.get("uv", [])), sandboxes=frozenset(many.get("sandbox", [])),
         workers={words[0]: (words[1] == "runs", words[2] if len(words) > 2 else "") for words in workers if len(words) > 1},
+        called={words[0]: words[1] for line in many.get("called", []) if len(words := line.split()) == 2},
         whole=one.get("end") == "yes",
     )  # fmt: skip
 

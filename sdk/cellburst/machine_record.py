@@ -23,6 +23,7 @@ from .machine_ssh import Target
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 STOP_SECONDS = 10.0
+KEEPER_TRIES = 3  # another command may start one in between
 LOOKED_SECONDS = 0.5  # who looks for the holder of a lock holds it for a moment
 
 
@@ -141,8 +142,21 @@ def tell(folders: Folders, name: str, now: TunnelNow) -> None:
 
 
 @contextlib.contextmanager
-def keeper_lock(folders: Folders, name: str) -> Iterator[bool]:
-    """Be the one keeper of a machine; False where another one is."""
+def without_keeper(folders: Folders, name: str) -> Iterator[None]:
+    """End a machine's keeper, and let none start: it would start the worker again. Raises CellburstError (CONFLICT) where
+    another command does the same."""
+    for _ in range(KEEPER_TRIES):
+        stop_keepers(folders, [name])
+        with keeper_lock(folders, name, pid=0) as mine:
+            if mine:
+                yield
+                return
+    raise error(ErrorCode.CONFLICT, f"another command works on {name!r}", next="wait for its end, and try again")
+
+
+@contextlib.contextmanager
+def keeper_lock(folders: Folders, name: str, pid: int | None = None) -> Iterator[bool]:
+    """Be the one keeper of a machine; False where another one is. `pid` is who ends it: this process, 0 for nobody."""
     folder = folders.run / "machines"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(folder / f"{name}.lock", "a+", encoding="ascii") as file:
@@ -157,7 +171,7 @@ def keeper_lock(folders: Folders, name: str) -> Iterator[bool]:
                     return
             time.sleep(0.02)
         file.truncate(0)
-        file.write(str(os.getpid()))
+        file.write(str(os.getpid() if pid is None else pid))
         file.flush()
         yield True
 

@@ -100,13 +100,14 @@ rm -rf "$from"
 """
 )
 
-# $me $build $token and the three scripts as values.
+# $me $name $build $token and the three scripts as values.
 SETTLE = r"""
 set -e
 umask 077
 mkdir -p "$me"
 put() { printf '%s\n' "$2" >"$me/.part.$1" && mv "$me/.part.$1" "$me/$1"; }
 put worker.sh "$worker"; put hold.sh "$hold"; put clear.sh "$clear"; put worker-token "$token"; put build "$build"
+put name "$name"
 """
 
 # `worker.sh start|stop|state|log`. Written with its values in front; run by sudo where the worker is root's.
@@ -130,9 +131,13 @@ start)
   if [ -n "$sandbox" ]; then ln -sf "$base/sandbox/$sandbox/runsc" "$data/tools/runsc"; fi
   set -- "$base/versions/$build/bin/python" -m cellburst_worker --join "http://127.0.0.1:$port" --token-file "$me/worker-token" \
     --data-dir "$data" --run-dir "$run" --name "$name" $more
+  told=  # names only: values may hold a proxy's password, and arguments can be seen
+  for one in HTTPS_PROXY HTTP_PROXY NO_PROXY https_proxy http_proxy no_proxy SSL_CERT_FILE UV_INDEX_URL UV_DEFAULT_INDEX; do
+    eval "[ -n \"\${$one:-}\" ]" && told="$told -E $one"
+  done
   if [ -n "$linger" ] && [ "$(id -u)" != 0 ] && systemd-run --user --quiet --collect --unit "cellburst-$whose" \
     -p KillMode=mixed -p TimeoutStopSec=60 -p "WorkingDirectory=$me" -p "StandardError=append:$me/worker.log" \
-    -E "PATH=$PATH" -- "$@" >/dev/null 2>&1
+    -E "PATH=$PATH" $told -- "$@" >/dev/null 2>&1
   then exit 0
   fi
   setsid "$@" </dev/null >/dev/null 2>>worker.log &
@@ -145,9 +150,41 @@ stop)
   if runs; then kill -9 "$pid"; echo killed; fi
   exit 0 ;;
 log) tail -n 15 "$me/worker.log" 2>/dev/null ;;
-remove) rm -rf "$me" ;;
 esac
 exit 0
+"""
+
+# The next three are sent when they are needed, with $me in front, so that they are of this version. By sudo as WORKER.
+STOP = r"""
+[ -f "$me/worker.sh" ] || { echo gone; exit 0; }
+case "$(sh "$me/worker.sh" state)" in stopped) echo stopped; exit 0 ;; esac
+exec sh "$me/worker.sh" stop
+"""
+
+# After a worker that did not end by itself: a new one ends what it left (containers, mounts, networks) before it says that it
+# starts. One that cannot start is given up; REMOVE looks whether anything is left.
+TIDY = r"""
+[ -f "$me/worker.sh" ] || exit 0
+at=$(wc -c <"$me/worker.log" 2>/dev/null || echo 0)
+sh "$me/worker.sh" start || exit 0
+tries=0
+while [ "$tries" -lt 300 ]; do
+  tail -c "+$((at + 1))" "$me/worker.log" 2>/dev/null | grep -q 'worker starts' && break
+  [ "$tries" -lt 100 ] || [ "$(sh "$me/worker.sh" state)" = runs ] || break
+  sleep 0.1
+  tries=$((tries + 1))
+done
+exec sh "$me/worker.sh" stop
+"""
+
+REMOVE = r"""
+[ -d "$me" ] || exit 0
+real=$(cd "$me" && pwd -P) || exit 6
+if grep -qF -e " $me/" -e " $real/" /proc/self/mounts; then
+  echo "something is still mounted below $me: a container of the worker's is left" >&2
+  exit 6
+fi
+rm -rf "$me"
 """
 
 _SSHD = r"""

@@ -55,6 +55,11 @@ class Wanted:
     sudo: bool = False
     sandbox: str = ""  # the runsc that is sent, by its hash; "" where there is none here
     upgrade: bool = False
+    engine: str = ""
+    simulate_gpus: str = ""
+    before: tuple[bool, str, str] | None = (
+        None  # sudo, engine and simulated GPUs of the last connection; None: there was none
+    )
 
 
 @dataclass
@@ -90,6 +95,18 @@ class Connect:
                 f"a worker of build {build or 'unknown'} runs on {wanted.target} already, and this is {wanted.build}",
                 next=f"`cellburst upgrade {wanted.name}` replaces it, and says what would end",
             )  # fmt: skip
+        if (called := found.called.get(wanted.whose, wanted.name)) != wanted.name:
+            raise error(
+                ErrorCode.CONFLICT, f"{wanted.target} is connected as {called!r} already",
+                next=f"--name {called}, or `cellburst disconnect {called}` first",
+            )  # fmt: skip
+        now = (wanted.sudo and not found.is_root, wanted.engine, wanted.simulate_gpus)
+        if runs and not wanted.upgrade and wanted.before is not None and now != wanted.before:
+            raise error(
+                ErrorCode.CONFLICT,
+                f"the worker on {wanted.target} was started with {_words(*wanted.before)}, and this asks for {_words(*now)}",
+                allowed="the same again", next=f"`cellburst disconnect {wanted.name}` first, which ends what runs there",
+            )  # fmt: skip
         self.steps = _missing(found, wanted)
         return self.step
 
@@ -98,6 +115,12 @@ class Connect:
         assert step is self.step and step is not Step.LOOK, (step, self.step)
         self.steps.pop(0)
         return self.step
+
+
+def _words(sudo: bool, engine: str, simulate_gpus: str) -> str:
+    words = [*(["--sudo"] if sudo else []), *([f"--engine {engine}"] if engine else [])]
+    words += [f"--simulate-gpus {simulate_gpus}"] if simulate_gpus else []
+    return " ".join(words) or "no options"
 
 
 def _missing(found: Found, wanted: Wanted) -> list[Step]:

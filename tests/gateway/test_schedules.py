@@ -185,8 +185,8 @@ async def test_a_running_run_can_be_read_and_cancelled(place: House, client: Sch
     await client.put(notebook("print one", "print begun\nwait", "print never"))
     run = (await client.run()).id
     row = await client.until(run, lambda r: r.cells_done_count == 1 and r.state is RunState.RUNNING)
+    await place.until(lambda: "begun" in client.outputs(run)[1])  # its file follows its row
     assert client.outputs(run)[0] == "one\n"
-    await place.until(lambda: "begun" in client.outputs(run)[1])
     await client.cancel(run)
     row = await client.until(run)
     assert (row.state, row.reason) == (RunState.CANCELLED, RunReason.CANCELLED)
