@@ -14,6 +14,7 @@ from cellburst_protocol.messages import Status, WorkerRow
 
 from . import embedded
 from . import machine_connect as connecting
+from . import machine_disconnect as leaving
 from .cli_common import err, out, shows_errors
 from .config import Settings, settings
 from .machine_record import Machine, default_name, tunnel_now
@@ -120,7 +121,7 @@ def _gpus(row: WorkerRow) -> str:
 
 def _sure(one: Machine, configured: Settings, yes: bool, verb: str) -> None:
     """Say what would end, and ask."""
-    ending = connecting.ends(one.name, configured)
+    ending = leaving.ends(one.name, configured)
     if yes:
         return
     what = f"these sessions end and lose their names: {', '.join(ending)}" if ending else "no session is there"
@@ -136,7 +137,7 @@ def disconnect(name: str, yes: bool, only_here: bool) -> None:
     """End the worker of a machine, remove its data there, and forget it."""
     configured = settings()
     _sure(one_machine(configured.folders, name), configured, yes, "disconnect")
-    connecting.disconnect(name, configured, _say, only_here=only_here)
+    leaving.disconnect(name, configured, _say, only_here=only_here)
     _say("done", f"{name} is no longer connected")
 
 
@@ -149,7 +150,7 @@ def upgrade(name: str, yes: bool) -> None:
     configured = settings()
     one = one_machine(configured.folders, name)
     _sure(one, configured, yes, "upgrade")
-    if yes and (ending := connecting.ends(name, configured)):
+    if yes and (ending := leaving.ends(name, configured)):
         err.print(f"these sessions end: {', '.join(ending)}", markup=False)
     asked = connecting.Ask(
         one.dial, one.name, sudo=one.sudo, simulate_gpus=one.simulate_gpus, engine=one.engine, upgrade=True

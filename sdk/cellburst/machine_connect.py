@@ -1,4 +1,4 @@
-"""`cellburst connect`, `upgrade` and `disconnect`: runs what `machine_steps` decides, over one ssh connection."""
+"""`cellburst connect` and `upgrade`: runs what `machine_steps` decides, over one ssh connection."""
 
 from __future__ import annotations
 
@@ -17,16 +17,14 @@ from cellburst_protocol.messages import GetStatus, Status, WorkerRow
 from cellburst_protocol.peer import Peer
 from cellburst_protocol.states import WorkerState
 
-from . import __version__, embedded, machine_look, machine_package, machine_scripts
+from . import __version__, machine_look, machine_package, machine_scripts
 from .cli_common import ask
 from .config import Folders, Settings
 from .machine_record import (
     Machine,
     check_name,
-    forget,
     keep,
     keeper_pid,
-    machine,
     machines,
     start_keeper,
     stop_keepers,
@@ -41,7 +39,6 @@ ASK_SECONDS = 0.2
 LOOK_SECONDS = 10.0  # a worker that ended by itself is not waited for longer
 INSTALL_SECONDS = 900.0
 STOP_SECONDS = 90.0
-LEAVE_SECONDS = 150.0
 NO_NETWORK = (
     "dns error",
     "error sending request",
@@ -262,7 +259,9 @@ class _Work:
 
     def _stop(self) -> str:
         self._alone.enter_context(without_keeper(self._folders, self._asked.name))
-        said = self._script(_by(self._sudo, machine_scripts.STOP, self._me), seconds=STOP_SECONDS).strip()
+        said = self._script(
+            machine_scripts.by(self._sudo, machine_scripts.STOP, self._me), seconds=STOP_SECONDS
+        ).strip()
         return "the worker ended" + (" (it had to be killed)" if said == "killed" else "")
 
     @property
@@ -363,11 +362,6 @@ def _worker(ssh: Ssh, folder: str, sudo: str, word: str) -> str:
     return ""
 
 
-def _by(sudo: str, text: str, folder: str) -> str:
-    """One of the scripts that need the folder, run by sudo or not."""
-    return f"{sudo} sh -c {shlex.quote(f'me={shlex.quote(folder)}' + chr(10) + text)}\n"
-
-
 def _python(said: str) -> str:
     lines = [line.partition("=")[2] for line in said.splitlines() if line.startswith("python=")]
     return lines[-1] if lines else ""
@@ -376,59 +370,3 @@ def _python(said: str) -> str:
 def _digest(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
-
-
-def disconnect(name: str, configured: Settings, say: Say, *, only_here: bool = False) -> None:
-    """End the worker there, remove its things, and forget the machine. Versions and caches stay for the next time.
-
-    Raises as ssh does when the machine cannot be reached, unless `only_here`; then it is still connected.
-    """
-    folders = configured.folders
-    one = machine(folders, name)
-    if not only_here:
-        with Ssh(one.dial, folders.run, ask=has_terminal()) as ssh:
-            ssh.open()
-            with without_keeper(folders, name):
-                _leave(ssh, one, say)
-                forget(folders, one)
-        return
-    with without_keeper(folders, name):
-        forget(folders, one)
-
-
-def _leave(ssh: Ssh, one: Machine, say: Say) -> None:
-    """End the worker there and remove its things. Raises CellburstError where anything is left."""
-
-    def there(text: str) -> str:
-        try:
-            return ssh.script(_by("sudo -n" if one.sudo else "", text, one.folder), seconds=LEAVE_SECONDS).strip()
-        except CommandFailed as why:
-            raise error(
-                ErrorCode.UNAVAILABLE, f"{one.target} is still connected: {why.last_lines(3) or f'status {why.status}'}",
-                next=f"put that right there, and disconnect again; or `cellburst disconnect {one.name} --only-here`",
-            ) from None  # fmt: skip
-
-    said = there(machine_scripts.STOP)
-    if said in ("stopped", "killed"):
-        say(
-            "stop",
-            f"the worker {'did not run' if said == 'stopped' else 'had to be killed'}: one more ends what it left",
-        )
-        said = there(machine_scripts.TIDY)
-    say("stop", f"the worker ended{' (it had to be killed)' if said == 'killed' else ''}")
-    there(machine_scripts.REMOVE)
-    say("remove", f"removed {one.folder} there; {one.base} keeps what the next connection needs")
-
-
-def ends(name: str, configured: Settings) -> list[str]:
-    """What a disconnection would end: the sessions that run or are parked there, in words. Empty where no gateway runs."""
-    if embedded.find(configured.folders) is None:
-        return []
-    found = []
-    for row in status().sessions:
-        title = f"{row.name} of {row.notebook.rpartition('/')[2]}"
-        if row.container is not None and row.container.worker == name:
-            found.append(f"{title}{' (a cell runs)' if row.running_call else ''}")
-        elif row.parked is not None and row.parked.worker == name:
-            found.append(f"{title} (parked)")
-    return found

@@ -12,6 +12,8 @@ alone (0700); files in it are as usual, since containers are shown some and run 
 
 from __future__ import annotations
 
+import shlex
+
 # $base $uid: a folder of this user's alone, also below /var/tmp, where others may have made one of that name.
 FOLDER = r"""
 set -eu
@@ -180,12 +182,19 @@ exec sh "$me/worker.sh" stop
 REMOVE = r"""
 [ -d "$me" ] || exit 0
 real=$(cd "$me" && pwd -P) || exit 6
-if grep -qF -e " $me/" -e " $real/" /proc/self/mounts; then
+if sed 's/\\040/ /g' /proc/self/mounts | grep -qF -e " $me/" -e " $me " -e " $real/" -e " $real "; then
   echo "something is still mounted below $me: a container of the worker's is left" >&2
   exit 6
 fi
 rm -rf "$me"
 """
+
+
+def by(sudo: str, text: str, folder: str) -> str:
+    """The line that runs one of these for a folder; `sudo` is what stands before it, or ""."""
+    script = f"me={shlex.quote(folder)}\n{text}"
+    return f"{sudo} sh -c {shlex.quote(script)}\n"
+
 
 _SSHD = r"""
 begun() { sed 's/^.*) //' "/proc/$1/stat" 2>/dev/null | cut -d' ' -f20; }

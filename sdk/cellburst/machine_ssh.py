@@ -27,14 +27,9 @@ COMMAND_SECONDS = 60.0
 ALIVE = ("ServerAliveInterval=5", "ServerAliveCountMax=3")  # a dead link is given up within 20 s
 TARGET = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.\\-]*@)?[A-Za-z0-9\[][A-Za-z0-9._:\[\]%-]*")
 # Options that name files. ssh reads a relative path from where it runs, and the keeper runs elsewhere than `connect`.
-_FILE_OPTIONS = {
-    "identityfile",
-    "certificatefile",
-    "userknownhostsfile",
-    "globalknownhostsfile",
-    "identityagent",
-    "pkcs11provider",
-}
+_FILE_OPTIONS = frozenset(
+    ("identityfile", "certificatefile", "userknownhostsfile", "globalknownhostsfile", "identityagent", "pkcs11provider")
+)
 _NOT_RELATIVE = ("/", "~", "%", "$", "none", "yes", "no", "SSH_AUTH_SOCK")
 # What a user's configuration may say for a login of a person, and what a command or a tunnel must not do.
 PLAIN = ("RequestTTY=no", "RemoteCommand=none", "PermitLocalCommand=no", "ForwardAgent=no", "ForwardX11=no")
@@ -210,7 +205,8 @@ def command(target: Target, options: Sequence[str]) -> list[str]:
 def tunnel_command(target: Target, port: int, gateway: str, line: str, dial_seconds: int) -> list[str]:
     """The ssh that holds a tunnel: `port` of that machine's loopback leads to `gateway` (HOST:PORT), and `line` runs there."""
     options = (
-        "BatchMode=yes", f"ConnectTimeout={dial_seconds}", *ALIVE, "ExitOnForwardFailure=yes", "ControlPath=none", "ControlMaster=no", "TCPKeepAlive=yes",
+        "BatchMode=yes", f"ConnectTimeout={dial_seconds}", *ALIVE, "ExitOnForwardFailure=yes",
+        "ControlPath=none", "ControlMaster=no", "TCPKeepAlive=yes",
     )  # fmt: skip
     return [*command(target, options), "-R", f"127.0.0.1:{port}:{gateway}", "--", target.name, line]
 
@@ -222,13 +218,16 @@ def absolute(option: str, value: str) -> str:
     match = re.fullmatch(r"\s*(\w+)\s*[=\s]\s*(.*)", value, re.DOTALL)
     if option != "-o" or match is None or match[1].lower() not in _FILE_OPTIONS:
         return value
-    paths = [_absolute_path(word) for word in shlex.split(match[2])]
+    try:
+        paths = [_absolute_path(word) for word in shlex.split(match[2])]
+    except ValueError:  # a quote without its end: ssh says so
+        return value
     return f"{match[1]}={' '.join(_quoted(path) for path in paths)}"
 
 
 def _absolute_path(path: str) -> str:
     is_whole = path.startswith(_NOT_RELATIVE[:4]) or path in _NOT_RELATIVE[4:]
-    return path if not path or is_whole else os.path.abspath(path)
+    return path if not path or is_whole else str(Path(path).absolute())
 
 
 def _quoted(path: str) -> str:

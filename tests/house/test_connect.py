@@ -110,6 +110,9 @@ def test_from_nothing_cut_and_healed_and_away_again(box: FarMachine, place: Hous
     assert "package" not in again and machine(place)["worker"]["pid"] == first["worker"]["pid"], again
     other = cellburst(place, "connect", "box-root", *login, status=1)
     assert "'box' is box-jump" in other
+    assert "was started with --simulate-gpus T4:1" in cellburst(place, "connect", "box-jump", *login, status=1)
+    twice = cellburst(place, "connect", "box-jump", *login[:2], "--name", "second", "--simulate-gpus", "T4:1", status=1)
+    assert "is connected as 'box' already" in twice and machine(place)["name"] == "box"
 
     # The near end of the tunnel goes, and the far one does not notice: it still holds the port.
     keeps = keeper(place)
@@ -136,7 +139,10 @@ def test_from_nothing_cut_and_healed_and_away_again(box: FarMachine, place: Hous
     assert keeper(place).pid != keeps.pid
     until(place, joined)
 
+    box.run("pid=$(cat .local/share/cellburst/machine/for/*/run/worker.lock); kill -9 $pid; "
+            "while [ -n \"$(tr -d '\\0' </proc/$pid/cmdline 2>/dev/null)\" ]; do :; done")  # fmt: skip
     left = cellburst(place, "disconnect", "box", "--yes")
+    assert "one more ends what it left" in left and "the worker ended\n" in left, left
     assert "removed" in left and cellburst(place, "machines", "--json").strip() == "[]"
     assert "cellburst_worker" not in (box.run("cat /proc/[0-9]*/cmdline | tr '\\0' ' '") or "")
     assert (box.run("ls -A .local/share/cellburst/machine/for") or "").split() == []

@@ -9,7 +9,13 @@ import pytest
 from cellburst_protocol.errors import CellburstError, ErrorCode, error
 from cellburst_runtime.image_nearest import is_frozen, missing_of, nearest, with_nearest
 
-WANTED = ["ruamel.yaml==0.18.6", "numpy==2.1.0", "six==1.16.99", "torch==2.4.0+cu121", "own @ git+https://example.org/own@abc"]
+WANTED = [
+    "ruamel.yaml==0.18.6",
+    "numpy==2.1.0",
+    "six==1.16.99",
+    "torch==2.4.0+cu121",
+    "own @ git+https://example.org/own@abc",
+]
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+import subprocess
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from cellburst import machine_look as look
+from cellburst import machine_scripts
+from cellburst.config import Folders
 from cellburst.machine_connect import failed_step
-from cellburst.machine_record import default_name
-from cellburst.machine_ssh import CommandFailed, Target, failed, is_refusal
+from cellburst.machine_record import (
+    Machine,
+    default_name,
+    forget,
+    keep,
+    keeper_lock,
+    keeper_pid,
+    machines,
+    start_keeper,
+    without_keeper,
+)
+from cellburst.machine_ssh import CommandFailed, Target, absolute, failed, is_refusal
 from cellburst.machine_steps import (
     GATEWAY_GONE_SECONDS,
     QUICK_DIAL_SECONDS,
@@ -120,6 +137,81 @@ def test_sudo_that_asks_is_refused_and_the_port_is_one_that_is_free() -> None:
     assert refused(LOOKED, sudo).code is ErrorCode.FORBIDDEN
     looked(sudo, LOOKED + "sudo=yes\n")
     assert look.free_port(look.read(LOOKED), 0) == 21001, "21000 (0x5208) is taken"
+
+
+def test_a_worker_that_runs_is_not_given_other_options_or_another_name() -> None:
+    runs = (
+        LOOKED
+        + "uv=0.9.1\nsandbox=feed\nbuild=0.1.0-aaaa-py3.11 0.1.0\nworker=1a2b3c4d runs 0.1.0-aaaa-py3.11\ncalled=1a2b3c4d box\n"
+    )
+    same = dataclasses.replace(WANTED, before=(False, "gvisor", "T4:1"), engine="gvisor", simulate_gpus="T4:1")
+    assert looked(same, runs)[0] is Step.SETTLE
+    changes: list[dict[str, Any]] = [{"engine": ""}, {"simulate_gpus": "T4:2"}, {"sudo": True}]
+    for change in changes:
+        why = refused(runs + "sudo=yes\n", dataclasses.replace(same, **change))
+        assert why.code is ErrorCode.CONFLICT and "`cellburst disconnect box`" in why.info.next, change
+        assert looked(dataclasses.replace(same, upgrade=True, **change), runs + "sudo=yes\n")
+        assert looked(dataclasses.replace(same, **change), runs.replace(" runs ", " stopped ") + "sudo=yes\n")
+    root = runs.replace("uid=1000", "uid=0")
+    assert looked(dataclasses.replace(same, sudo=True), root)[0] is Step.SETTLE, "root needs no sudo"
+    second = refused(runs, dataclasses.replace(same, name="other", before=None))
+    assert (
+        second.code is ErrorCode.CONFLICT and "connected as 'box'" in str(second) and "--name box" in second.info.next
+    )
+
+
+def test_files_that_ssh_options_name_are_the_same_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute("-i", "keys/mine") == f"{tmp_path}/keys/mine" and absolute("-F", "conf") == f"{tmp_path}/conf"
+    assert absolute("-o", "IdentityFile=mine") == f"IdentityFile={tmp_path}/mine"
+    assert absolute("-o", "userknownhostsfile one '~/two words'") == f'userknownhostsfile={tmp_path}/one "~/two words"'
+    for option, value in (
+        ("-F", "none"), ("-i", "~/.ssh/mine"), ("-i", "/mine"), ("-i", "%d/mine"), ("-p", "22"), ("-J", "host"),
+        ("-o", "User=ada"), ("-o", "IdentityAgent=none"), ("-o", "IdentityFile='mine"),
+    ):  # fmt: skip
+        assert absolute(option, value) == value
+
+
+def test_nothing_is_removed_while_something_is_mounted_below(tmp_path: Path) -> None:
+    mine, link = tmp_path / "for" / "my own", tmp_path / "link"
+    (mine / "data").mkdir(parents=True)
+    link.symlink_to(mine)
+    table = tmp_path / "mounts"
+    script = machine_scripts.REMOVE.replace("/proc/self/mounts", str(table))
+
+    def remove(folder: Path) -> subprocess.CompletedProcess[str]:
+        line = machine_scripts.by("", script, str(folder))
+        return subprocess.run(["sh", "-s"], input=line, capture_output=True, text=True, check=False, timeout=20)
+
+    escaped = str(mine).replace(" ", "\\040")
+    for mounted in (f"{escaped}/data", escaped):
+        table.write_text(f"proc /proc proc rw 0 0\noverlay {mounted} overlay rw 0 0\n")
+        for folder in (mine, link):
+            done = remove(folder)
+            assert done.returncode == 6 and "still mounted below" in done.stderr and (mine / "data").is_dir()
+    table.write_text(f"proc /proc proc rw 0 0\noverlay {escaped}2/x overlay rw 0 0\n")
+    assert remove(mine).returncode == 0 and not mine.exists()
+    assert remove(mine).returncode == 0, "what is gone already is no error"
+
+
+def test_no_keeper_starts_while_a_machine_is_left(tmp_path: Path) -> None:
+    folders = Folders(tmp_path / "data", tmp_path / "run", tmp_path / "config.toml")
+    one = Machine(name="box", target="box", base="/b", whose="1", build="b", port=1)
+    keep(folders, one)
+    with without_keeper(folders, "box"):
+        assert keeper_pid(folders, "box") == 0, "nobody is told to end this process"
+        start_keeper(folders, "box")
+        with keeper_lock(folders, "box") as mine:
+            assert not mine
+        forget(folders, one)
+    assert machines(folders) == []
+    start_keeper(folders, "box")
+    assert (
+        keeper_pid(folders, "box") == 0
+        and "no connected machine" in (folders.data / "logs/machine-box.log").read_text()
+    )
 
 
 def test_what_ssh_says_is_told_apart() -> None:
