@@ -24,10 +24,9 @@ from .source_files import SourceLeftOut
 
 EDITABLE_FOLDER = "/opt/mirror"
 OWN = "cellburst"  # no index need have it
-# Builds for a GPU's driver have versions of their own, which are not on PyPI ("torch==2.4.0+cu121"). Source: pytorch.org,
+# Builds for a GPU's driver have versions of their own, which are not on PyPI ("torch==2.4.0+cu121"). Source: PyTorch,
 # "Start Locally".
 _TORCH_BUILD = re.compile(r"torch[a-z]*==\S+\+(cu\d+|cpu|xpu|rocm[\d.]+)")
-_TORCH_INDEX = "https://download.pytorch.org/whl/"
 
 
 def mirror_steps(packs: PackWriter) -> list[AnyStep]:
@@ -55,8 +54,8 @@ def mirror_steps(packs: PackWriter) -> list[AnyStep]:
 def install_step(packages: list[str]) -> PipInstall:
     """The step that installs requirements of `frozen_packages`, and nothing else."""
     builds = {found[1] for text in packages if (found := _TORCH_BUILD.fullmatch(text))}
-    indexes = [_TORCH_INDEX + build for build in sorted(builds)]
-    return PipInstall(packages=packages, no_deps=True, extra_index_urls=indexes)
+    where = ["--torch-backend", min(builds)] if builds else []  # uv knows where PyTorch keeps each
+    return PipInstall(packages=packages, no_deps=True, options=where)
 
 
 def frozen_packages(files: dict[str, Path] | None = None) -> tuple[list[str], list[Path]]:

@@ -335,7 +335,7 @@ def test_the_mirror_takes_what_no_index_has_as_it_is_installed(tmp_path: Path, m
     recipe = given.recipe
     [pip] = [step for step in recipe.steps if isinstance(step, PipInstall)]
     assert pip.packages == ["compiled==1.0", "packaged==1.0", "torch==2.4.0+cu121"]
-    assert pip.extra_index_urls == ["https://download.pytorch.org/whl/cu121"]
+    assert pip.options == ["--torch-backend", "cu121"]
     (copy,) = [step for step in recipe.steps if isinstance(step, Copy)]
     assert list(names(given, copy)) == ["installed/cellburst.py", "installed/mine.py"]
     assert recipe.steps[-1] == Env(variables={"PYTHONPATH": "/opt/mirror/installed"})
