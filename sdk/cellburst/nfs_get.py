@@ -19,15 +19,14 @@ from urllib.parse import quote, urlencode
 import msgspec
 from blake3 import blake3
 
-from cellburst_protocol.errors import CellburstError, ErrorCode, ErrorInfo, error
+from cellburst_protocol.errors import CellburstError, ErrorCode, error
 from cellburst_protocol.network_file_systems import SharedEntries, SharedEntry
 from cellburst_protocol.volumes import FileEntry, shown
 
 from .beneath import folder_of, refused
-from .exceptions import VolumeFileExists
 from .volume_api import VolumeApi
 from .volume_files import stored_path
-from .volume_get import Download, open_part
+from .volume_get import Download, disk_told, left_to_fetch, open_part
 from .volume_places import places
 from .volume_put import THREADS, Progress
 
@@ -68,40 +67,17 @@ def get_shared(
     files = [one for one in downloads if one.entry.kind == "file"]
     report.files, report.size_bytes = len(files), sum(one.entry.size_bytes for one in files)
     progress.begin(len(files), report.size_bytes)
-    with _disk_told(root):
-        todo = _todo(root, files, report, force=force, progress=progress)
+    with disk_told(root):
+        todo = left_to_fetch(
+            root, files, lambda one: _state(root, one), report, progress, force=force, other="of another size or time",
+            next="--force replaces it; or give another folder",
+        )  # fmt: skip
         for download in downloads:
             if download.entry.kind == "folder":
                 with folder_of(root, f"{download.path}/-", make=True):
                     pass
         _fetch_all(_Getter(api, _base(name), root, report, force=force, progress=progress), todo)
     return report
-
-
-def _todo(
-    root: Path, files: list[Download], report: SharedReport, *, force: bool, progress: Progress
-) -> list[Download]:
-    """Those that are not there already; refuses what would be overwritten."""
-    todo, taken = [], []
-    for download in files:
-        state = _state(root, download)
-        if state == "same":
-            report.unchanged += 1
-            progress.moved(1, download.entry.size_bytes)
-            continue
-        if state == "other" and not force:
-            taken.append(download.path)
-        todo.append(download)
-    if taken:
-        more = f" and {len(taken) - 1} more" if len(taken) > 1 else ""
-        raise VolumeFileExists(
-            ErrorInfo(
-                code=ErrorCode.CONFLICT,
-                message=f"{shown(str(root))} has {shown(taken[0])}{more} already, of another size or time",
-                next="--force replaces it; or give another folder", detail={"paths": "\n".join(taken[:100])},
-            )
-        )  # fmt: skip
-    return todo
 
 
 def _state(root: Path, download: Download) -> str:
@@ -205,18 +181,3 @@ def _entry(one: SharedEntry) -> FileEntry:
 
 def _base(name: str) -> str:
     return f"/nfs/{quote(name, safe='')}"
-
-
-@contextlib.contextmanager
-def _disk_told(root: Path) -> Iterator[None]:
-    try:
-        yield
-    except CellburstError:
-        raise  # VolumeFileExists is an OSError too
-    except OSError as why:
-        full = why.errno in (28, 122)
-        raise error(
-            ErrorCode.DISK_FULL if full else ErrorCode.STORE,
-            f"{shown(str(root))} {'is on a full disk' if full else f'cannot be written: {why.strerror}'}",
-            next="free some space, then get again: what is there is not fetched again",
-        ) from None  # fmt: skip

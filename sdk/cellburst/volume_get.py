@@ -6,6 +6,7 @@ that was cut off goes on with the chunks that its `.part` files have.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import stat
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from blake3 import blake3
 
@@ -26,6 +28,12 @@ from .volume_api import VolumeApi
 from .volume_put import BATCH_BYTES, BATCH_PIECES, THREADS, Progress
 
 _NO_LINKS = (1, 18, 38, 95)  # EPERM, EXDEV, ENOSYS, EOPNOTSUPP: a file system without hard links
+
+
+class Counted(Protocol):
+    """A report that counts what was there already."""
+
+    unchanged: int
 
 
 @dataclass
@@ -63,8 +71,11 @@ class Getter:
         """Fetch. Raises VolumeFileExists (before anything is written), RequestError (FORBIDDEN), PlatformError."""
         report = GetReport(files=len(downloads), size_bytes=sum(d.entry.size_bytes for d in downloads))
         self._progress.begin(len(downloads), report.size_bytes)
-        try:
-            todo = self._todo(downloads, report)
+        with disk_told(self._root):
+            todo = left_to_fetch(
+                self._root, downloads, self._state, report, self._progress, force=self._force, other="with other content",
+                next="force=True (--force) replaces it; or give another folder",
+            )  # fmt: skip
             for download in todo:
                 if download.entry.kind == "folder":
                     with folder_of(self._root, f"{download.path}/-", make=True):
@@ -78,39 +89,7 @@ class Getter:
             for download in todo:  # at the end: nothing is written through them
                 if download.entry.kind == "link":
                     self._link(download, report)
-        except CellburstError:
-            raise  # VolumeFileExists is an OSError too
-        except OSError as why:
-            full = why.errno in (28, 122)
-            raise error(
-                ErrorCode.DISK_FULL if full else ErrorCode.STORE,
-                f"{shown(str(self._root))} {'is on a full disk' if full else f'cannot be written: {why.strerror}'}",
-                next="free some space, then get again: what is there is not fetched again",
-            ) from None  # fmt: skip
         return report
-
-    def _todo(self, downloads: Sequence[Download], report: GetReport) -> list[Download]:
-        """Those that are not there already; refuses what would be overwritten."""
-        todo, taken = [], []
-        for download in downloads:
-            state = self._state(download)
-            if state == "same":
-                report.unchanged += 1
-                self._progress.moved(1, download.entry.size_bytes)
-                continue
-            if state == "other" and not self._force:
-                taken.append(download.path)
-            todo.append(download)
-        if taken:
-            more = f" and {len(taken) - 1} more" if len(taken) > 1 else ""
-            raise VolumeFileExists(
-                ErrorInfo(
-                    code=ErrorCode.CONFLICT,
-                    message=f"{shown(str(self._root))} has {shown(taken[0])}{more} already, with other content",
-                    next="force=True (--force) replaces it; or give another folder", detail={"paths": "\n".join(taken[:100])},
-                )
-            )  # fmt: skip
-        return todo
 
     def _state(self, download: Download) -> str:
         """What is at its place: "" nothing, "same" the very content, "other" something else."""
@@ -244,6 +223,49 @@ class Getter:
                 next="force=True (--force) replaces it",
             )
         )  # fmt: skip
+
+
+@contextlib.contextmanager
+def disk_told(root: Path) -> Iterator[None]:
+    """An OSError as PlatformError (DISK_FULL, STORE): the disk below `root` is full, or cannot be written."""
+    try:
+        yield
+    except CellburstError:
+        raise  # VolumeFileExists is an OSError too
+    except OSError as why:
+        full = why.errno in (28, 122)
+        raise error(
+            ErrorCode.DISK_FULL if full else ErrorCode.STORE,
+            f"{shown(str(root))} {'is on a full disk' if full else f'cannot be written: {why.strerror}'}",
+            next="free some space, then get again: what is there is not fetched again",
+        ) from None  # fmt: skip
+
+
+def left_to_fetch(
+    root: Path, downloads: Sequence[Download], state: Callable[[Download], str], report: Counted, progress: Progress, *,
+    force: bool, other: str, next: str,
+) -> list[Download]:  # fmt: skip
+    """Those that are not there already. `state` says what is at a place: "" nothing, "same", or "other", which without `force` is
+    refused (VolumeFileExists, before anything is written; `other` and `next` are words of it)."""
+    todo, taken = [], []
+    for download in downloads:
+        there = state(download)
+        if there == "same":
+            report.unchanged += 1
+            progress.moved(1, download.entry.size_bytes)
+            continue
+        if there == "other" and not force:
+            taken.append(download.path)
+        todo.append(download)
+    if taken:
+        more = f" and {len(taken) - 1} more" if len(taken) > 1 else ""
+        raise VolumeFileExists(
+            ErrorInfo(
+                code=ErrorCode.CONFLICT, message=f"{shown(str(root))} has {shown(taken[0])}{more} already, {other}",
+                next=next, detail={"paths": "\n".join(taken[:100])},
+            )
+        )  # fmt: skip
+    return todo
 
 
 def open_part(folder: int, part: str, mode: int = 0o600) -> int:
