@@ -3,7 +3,7 @@
 import { Dialog, InputDialog, showDialog } from '@jupyterlab/apputils';
 import { TranslationBundle } from '@jupyterlab/translation';
 import * as React from 'react';
-import { Api, errorText } from './api';
+import { Api, ApiError, errorText } from './api';
 import { plainText } from './previews';
 import { toast } from './toasts';
 
@@ -32,6 +32,33 @@ export async function tried(words: string, action: () => Promise<unknown>): Prom
     toast(words, `${words}. ${errorText(error)}`, 'error', { autoClose: 15_000 });
     return false;
   }
+}
+
+/** Ask with these words, and delete; asked again where something began to use it meanwhile (409). False: it is still there. */
+export async function deleted(
+  trans: TranslationBundle,
+  name: string,
+  words: string,
+  failed: string,
+  isUsed: boolean,
+  remove: (isUsed: boolean) => Promise<unknown>
+): Promise<boolean> {
+  if (!(await confirm(trans, trans.__('Delete %1?', name), words, trans.__('Delete')))) {
+    return false;
+  }
+  return tried(failed, async () => {
+    try {
+      await remove(isUsed);
+    } catch (error) {
+      if (!(error instanceof ApiError && error.status === 409)) {
+        throw error;
+      }
+      const title = trans.__('Delete %1 although it is in use?', name);
+      if (await confirm(trans, title, error.text, trans.__('Delete'))) {
+        await remove(true);
+      }
+    }
+  });
 }
 
 /** A line of text, null when cancelled. */

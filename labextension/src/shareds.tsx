@@ -2,8 +2,8 @@
 
 import { addIcon, caretDownIcon, caretRightIcon, closeIcon } from '@jupyterlab/ui-components';
 import * as React from 'react';
-import { ApiError, SHARED } from './api';
-import { askText, confirm, tried } from './dialogs';
+import { SHARED } from './api';
+import { askText, deleted, tried } from './dialogs';
 import { Action, ListBody, RowList, UsedBy } from './parts';
 import { BucketSource, SharedRow, SharedSize, Status } from './protocol';
 import { ITools, useList, useTools } from './tools';
@@ -112,27 +112,14 @@ function sizeWords({ trans }: ITools, size: SharedSize): string {
 }
 
 /** Ask, naming what uses it, and delete. */
-async function removed({ trans, api }: ITools, row: SharedRow): Promise<boolean> {
+function removed({ trans, api }: ITools, row: SharedRow): Promise<boolean> {
   const users = row.used_by ?? [];
   const words = users.length
     ? trans.__('It is used by %1. What it holds cannot be brought back.', users.join(', '))
     : trans.__('What it holds cannot be brought back.');
-  if (!(await confirm(trans, trans.__('Delete %1?', row.name), words, trans.__('Delete')))) {
-    return false;
-  }
-  return tried(trans.__('The network file system was not deleted'), async () => {
-    try {
-      await api.deleteShared(row.name, users.length > 0);
-    } catch (error) {
-      // Something began to use it meanwhile: that is a new question.
-      if (!(error instanceof ApiError && error.status === 409)) {
-        throw error;
-      }
-      if (await confirm(trans, trans.__('Delete %1 although it is in use?', row.name), error.text, trans.__('Delete'))) {
-        await api.deleteShared(row.name, true);
-      }
-    }
-  });
+  return deleted(trans, row.name, words, trans.__('The network file system was not deleted'), users.length > 0, used =>
+    api.deleteShared(row.name, used)
+  );
 }
 
 /** What containers have mounted now. Nothing where none has a bucket: they are made and kept elsewhere. */

@@ -2,8 +2,7 @@
 
 import { addIcon, caretDownIcon, caretRightIcon, closeIcon, editIcon } from '@jupyterlab/ui-components';
 import * as React from 'react';
-import { ApiError } from './api';
-import { askText, confirm, tried } from './dialogs';
+import { askText, confirm, deleted, tried } from './dialogs';
 import { Action, ListBody, RowList, Section, UsedBy } from './parts';
 import { Status, VolumeRow } from './protocol';
 import { Buckets, Shareds } from './shareds';
@@ -116,26 +115,12 @@ async function renamed({ trans, api }: ITools, row: VolumeRow, to: string): Prom
 }
 
 /** Ask, naming what uses it, and delete. */
-async function removed(tools: ITools, row: VolumeRow): Promise<boolean> {
-  const { trans, api } = tools;
+function removed({ trans, api }: ITools, row: VolumeRow): Promise<boolean> {
   const users = row.used_by ?? [];
   const words = users.length
     ? trans.__('It is used by %1. Its files cannot be brought back.', users.join(', '))
     : trans.__('Its %1 files cannot be brought back.', row.files ?? 0);
-  if (!(await confirm(trans, trans.__('Delete %1?', row.name), words, trans.__('Delete')))) {
-    return false;
-  }
-  return tried(trans.__('The volume was not deleted'), async () => {
-    try {
-      await api.deleteVolume(row.name, users.length > 0);
-    } catch (error) {
-      // Something began to use it meanwhile: that is a new question.
-      if (!(error instanceof ApiError && error.status === 409)) {
-        throw error;
-      }
-      if (await confirm(trans, trans.__('Delete %1 although it is in use?', row.name), error.text, trans.__('Delete'))) {
-        await api.deleteVolume(row.name, true);
-      }
-    }
-  });
+  return deleted(trans, row.name, words, trans.__('The volume was not deleted'), users.length > 0, used =>
+    api.deleteVolume(row.name, used)
+  );
 }

@@ -41,17 +41,6 @@ def place(debian_store: Path) -> Iterator[House]:
         yield made
 
 
-@pytest.fixture
-def kernel(place: House) -> Iterator[Kernel]:
-    made = place.kernel()
-    try:
-        made.check("%load_ext cellburst_jupyter")
-        yield made
-        made.run("%modal stop")
-    finally:
-        made.close()
-
-
 def installed(site: Path, name: str, version: str, **files: str) -> Path:
     """What an installer leaves of a package; its dist-info folder."""
     info = site / f"{name}-{version}.dist-info"

@@ -51,17 +51,6 @@ def place() -> Iterator[House]:
         yield made
 
 
-@pytest.fixture
-def kernel(place: House) -> Iterator[Kernel]:
-    made = place.kernel()
-    try:
-        made.check("%load_ext cellburst_jupyter")
-        yield made
-        made.run("%modal stop")
-    finally:
-        made.close()
-
-
 def test_a_cell_that_asks_for_another_machine_s_gpu_takes_its_names_there(place: House, kernel: Kernel) -> None:
     kernel.check("%%modal gpu=A100\nx = {'a': [1, 2]}; same = x['a']; import threading; lock = threading.Lock()")
     with second_worker(place):

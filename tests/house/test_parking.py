@@ -28,17 +28,6 @@ def place() -> Iterator[House]:
         yield made
 
 
-@pytest.fixture
-def kernel(place: House) -> Iterator[Kernel]:
-    made = place.kernel()
-    try:
-        made.check("%load_ext cellburst_jupyter")
-        yield made
-        made.run("%modal stop")
-    finally:
-        made.close()
-
-
 def cellburst(place: House, *words: str) -> str:
     answer = subprocess.run(
         [sys.executable, "-m", "cellburst", *words], env={**os.environ, **place.environment}, check=True, capture_output=True, text=True,
